@@ -1,0 +1,1 @@
+"""Recipes that ship with distill: one YAML file each."""

@@ -1,0 +1,1 @@
+"""Architectures that can be students: one file each."""

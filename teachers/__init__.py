@@ -1,0 +1,1 @@
+"""Architectures that can teach: one file each."""
