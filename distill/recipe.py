@@ -1,0 +1,371 @@
+"""What a run is: the schema of a recipe, and how one is read. Knows no data, no model and no torch.
+
+A recipe is YAML: it holds what differs from the defaults below, may extend another recipe, and is
+changed on the command line with ``--set teacher.train.learning_rate=3e-5``. The fields of an
+architecture's own (a window, a block size) are declared in its file in ``teachers/`` or ``students/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, model_validator
+
+from distill import catalog, yaml_strict
+from distill.errors import RecipeError, nearest
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors; a recipe does not change once it is read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Task(Strict):
+    """What is predicted."""
+
+    kind: Literal["single_label", "multi_label", "regression"] = "single_label"
+    labels: list[str] | None = None
+    """Class names in the order of their numbers; found in the data where absent."""
+    metric: str | None = None
+    """What selects the best checkpoint; the task's usual one where absent (see tasks.py)."""
+
+
+class Split(Strict):
+    """One split: a split of the source, or a part of one."""
+
+    source: str = Field(alias="from", default="train")
+    rows: Count | None = None
+    """Take this many rows, stratified by label; all that others leave where absent."""
+    fraction: Fraction | None = None
+    """Take this share of the rows instead."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Split:
+        if self.rows is not None and self.fraction is not None:
+            raise ValueError("give rows or fraction, not both")
+        return self
+
+
+class Splits(Strict):
+    """The four uses of rows. ``transfer`` is text for the student alone: its labels are never read."""
+
+    train: Split = Split()
+    validation: Split = Split.model_validate({"from": "train", "fraction": 0.1})
+    test: Split = Split.model_validate({"from": "test"})
+    transfer: Split | None = None
+
+
+class Data(Strict):
+    """Where rows come from and which of their columns matter."""
+
+    source: str | dict[str, str]
+    """A file, a folder of class folders, ``package://name/path``, or a hub id; or one for each split."""
+    config: str | None = None
+    """The configuration of a hub data set."""
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "folder", "hub"] = "auto"
+    columns: list[str] | None = None
+    """Column names of a csv or tsv without a header line."""
+    quotes: bool = True
+    """Whether quotes in a csv or tsv have a meaning (in GLUE's tsv files they are literal)."""
+    text: str = "text"
+    text_pair: str | None = None
+    label: str | list[str] = "label"
+    """The label's column; several columns of 0 and 1 for a multi-label task."""
+    label_separator: str | None = None
+    """What stands between the labels in one column of a multi-label task."""
+    where: dict[str, str | int | float | bool | list[str | int | float | bool]] = {}
+    """Keep only rows whose column has this value, or one of these."""
+    min_words: Count | None = None
+    max_words: Count | None = None
+    blank: Literal["drop", "refuse"] = "drop"
+    """What to do with documents of white space only."""
+    deduplicate: bool = True
+    """Drop from the less held-out split what stands in test, validation or train as well."""
+    splits: Splits = Splits()
+    seed: int = 0
+
+
+class Train(Strict):
+    """How a model is trained. Sizes are of the whole job, over all processes, but for tokens_per_batch."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: Count | None = None
+    batch_size: Count = 32
+    """Documents an optimizer step; micro-batches and accumulation follow from tokens_per_batch."""
+    tokens_per_batch: Annotated[int, Field(ge=64)] = 8192
+    """Tokens of one forward pass of one process, padding included: what fits the memory."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware multiplies it, else fp16 on a GPU, else fp32."""
+    gradient_checkpointing: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    freeze_embeddings: bool = False
+    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    """How many of the lowest layers stay as they are."""
+    evaluate_every: Count | None = None
+    """Optimizer steps between two evaluations (and checkpoints); an epoch where absent."""
+    patience: Count | None = None
+    """Stop after this many evaluations without a better one."""
+    seed: int = 0
+
+
+class Model(Strict):
+    """What every architecture has."""
+
+    architecture: str
+    checkpoint: str | None = None
+    """A hub id, a folder or ``package://name/path``; absent: random weights, sized by ``config``."""
+    tokenizer: str | None = None
+    """Where the tokenizer is, when not beside the checkpoint."""
+    config: dict[str, Any] = {}
+    """Fields of the transformers configuration to set."""
+    max_length: Annotated[int, Field(ge=8)] = 512
+    """Tokens of one window, special ones included."""
+    view: Literal["head", "tail", "head_tail", "chunks"] = "head"
+    """How a document longer than max_length is read (see views.py)."""
+    max_windows: Count = 8
+    """With ``chunks``: at most this many windows, the first ones."""
+    overlap: Annotated[int, Field(ge=0)] = 0
+    """With ``chunks``: tokens that neighbouring windows share."""
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Model:
+        if self.overlap >= self.max_length // 2:
+            raise ValueError("overlap must be less than half of max_length")
+        return self
+
+
+class Teacher(Model):
+    """A teacher; each file in ``teachers/`` adds its own fields."""
+
+    lengthen: bool = False
+    """Make the checkpoint's positions reach max_length by tiling them (Beltagy et al. 2020, section 5)."""
+
+
+class Loss(Strict):
+    """One term of a student's objective (see losses.py)."""
+
+    kind: Literal["hard", "soft", "mse_logits"]
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _temperature_means_something(self) -> Loss:
+        if self.kind != "soft" and self.temperature != 1.0:
+            raise ValueError(f"only the soft loss has a temperature, not {self.kind}")
+        return self
+
+
+class Student(Model):
+    """A student; each file in ``students/`` adds its own fields."""
+
+    losses: list[Loss] = [
+        Loss(kind="soft", temperature=2.0),
+        Loss(kind="hard", weight=0.5),
+    ]
+    ensemble: Literal["mean_logits", "mean_log_probs"] = "mean_logits"
+    """How several teachers' logits become one target."""
+
+
+class Cache(Strict):
+    """How logits are written down."""
+
+    rows_per_shard: Count = 4096
+    tokens_per_batch: Annotated[int, Field(ge=64)] = 16384
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["float32", "float16"] = "float32"
+    splits: list[Literal["train", "validation", "transfer"]] = ["train", "validation", "transfer"]
+
+
+class Evaluation(Strict):
+    """How a finished model is measured."""
+
+    length_buckets: list[Count] = [100, 200, 400, 800]
+    """Edges, in words, of the groups of documents that are reported apart."""
+    tokens_per_batch: Annotated[int, Field(ge=64)] = 16384
+
+
+class Recipe(Strict):
+    """A whole run, resolved: every default written out."""
+
+    description: str
+    experiment: str = "distill"
+    """The MLflow experiment."""
+    task: Task = Task()
+    data: Data
+    teacher: SerializeAsAny[Teacher]
+    cache: Cache = Cache()
+    student: SerializeAsAny[Student]
+    evaluation: Evaluation = Evaluation()
+
+    def dump(self) -> str:
+        """Write the recipe as YAML, all defaults included; reading it gives the same recipe."""
+        return yaml_strict.dump(self.model_dump(mode="json", by_alias=True))
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        if self.data.text_pair and {self.teacher.view, self.student.view} != {"head"}:
+            raise ValueError("text pairs are read with view: head")
+        if isinstance(self.data.label, list) and self.task.kind != "multi_label":
+            raise ValueError(f"several label columns need task.kind: multi_label, not {self.task.kind}")
+        if self.task.kind == "regression" and self.teacher.train.label_smoothing:
+            raise ValueError("label smoothing has no meaning for regression")
+        return self
+
+
+def find(name: str) -> Path:
+    """Find a recipe's file by its path or, for those that ship, its name."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise RecipeError(f"no recipe file {name}")
+        return path
+    shipped = catalog.recipes()
+    if name not in shipped:
+        raise RecipeError(f"no recipe called {name!r}{nearest(name, shipped)}")
+    return shipped[name]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml_strict.parse(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path.name}: a recipe is a mapping of keys to values")
+    return value
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``over`` on ``base``: mappings are merged, everything else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _extended(name: str, seen: Sequence[Path] = ()) -> dict[str, Any]:
+    path = find(name).resolve()
+    if path in seen:
+        raise RecipeError(f"{path.name}: extends itself by way of {' -> '.join(p.name for p in seen)}")
+    raw = _read(path)
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    if not isinstance(parent, str):
+        raise RecipeError(f"{path.name}: extends: must be one recipe's name or path")
+    beside = path.parent / parent
+    above = str(beside) if parent.endswith((".yaml", ".yml")) and beside.is_file() else parent
+    return _merge(_extended(above, [*seen, path]), raw)
+
+
+def _override(raw: dict[str, Any], setting: str) -> None:
+    """Apply one ``a.b=c`` of ``--set``; the value is a YAML scalar or list."""
+    keys, equals, value = setting.partition("=")
+    if not equals or not keys.strip():
+        raise RecipeError(f"--set {setting}: must be key=value, as in teacher.train.learning_rate=3e-5")
+    *path, last = keys.strip().split(".")
+    for key in path:
+        raw = raw.setdefault(key, {})
+        if not isinstance(raw, dict):
+            raise RecipeError(f"--set {setting}: {key} is not a section")
+    raw[last] = yaml_strict.parse(value, f"--set {keys}")
+
+
+def _is_at(model: Any, location: tuple[str | int, ...]) -> type[BaseModel] | None:
+    """Find the schema class in which the last key of ``location`` stands."""
+    for part in location[:-1]:
+        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        if field is None:
+            continue
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if inner:
+            model = inner[0]
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def _explain(error: ValidationError, model: type[BaseModel], where: str) -> RecipeError:
+    """Turn pydantic's report into one line with the nearest right name."""
+    first = error.errors()[0]
+    location = tuple(part for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+    key = ".".join(str(part) for part in location)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        at = _is_at(model, location)
+        known = {f.alias or n for n, f in at.model_fields.items()} if at else set()
+        return RecipeError(f"{where}: unknown key {key}{nearest(location[-1], known)}{more}")
+    if first["type"] == "missing":
+        return RecipeError(f"{where}: {key} is missing{more}")
+    given = first.get("input")
+    shown = f", not {given!r:.60}" if isinstance(given, str | int | float | bool) else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return RecipeError(f"{where}: {key + ': ' if key else ''}{message}{shown}{more}")
+
+
+def _architecture(raw: dict[str, Any], section: str, where: str) -> type[Model]:
+    """Load the schema of the architecture that a section names."""
+    part = raw.get(section)
+    name = part.get("architecture") if isinstance(part, dict) else None
+    if not isinstance(name, str):
+        raise RecipeError(f"{where}: {section}.architecture is missing")
+    return catalog.schema(section, name, where)
+
+
+def build(raw: dict[str, Any], where: str) -> Recipe:
+    """Check a recipe's values against the schema of the architectures that it names.
+
+    Raises:
+        RecipeError: with the key, what was expected there, and the nearest right name.
+    """
+    teacher = _architecture(raw, "teacher", where)
+    student = _architecture(raw, "student", where)
+    schema = create_model(
+        "Recipe",
+        __base__=Recipe,
+        teacher=(SerializeAsAny[teacher], ...),  # type: ignore[valid-type]  # made at run time
+        student=(SerializeAsAny[student], ...),  # type: ignore[valid-type]
+    )
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, schema, where) from None
+
+
+def load(name: str, settings: Sequence[str] = (), student: str | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: a shipped recipe's name or a file's path.
+        settings: ``a.b=c`` each, laid over the recipe in order.
+        student: a name from ``students/`` (or one of its presets) to take the place of the recipe's own;
+            what the recipe says of losses, view and training stays, what is the old architecture's goes.
+
+    Raises:
+        RecipeError: the recipe or a setting is wrong.
+    """
+    raw = _extended(name)
+    where = Path(name).name
+    if student is not None:
+        kept = raw.get("student", {})
+        shared = {key: value for key, value in kept.items() if key in Student.model_fields}
+        preset = catalog.preset(student)
+        if shared.get("architecture") != preset["architecture"]:
+            shared = {k: v for k, v in shared.items() if k not in ("checkpoint", "tokenizer", "config")}
+            kept = shared
+        raw["student"] = _merge(kept, preset)
+    for setting in settings:
+        _override(raw, setting)
+    return build(raw, where)

@@ -1,0 +1,230 @@
+"""Run folders: their names, their state, their journal, and who may write in them. Knows no training.
+
+    runs/<name>/
+      run.json          what it is and how far it got (class Run)
+      recipe.yaml       resolved
+      journal.jsonl     every figure in the order in which it came
+      metrics.json      the finished run's figures
+      predictions.safetensors   test rows: row_id, logits, labels, words
+      model/            what from_pretrained reads
+      checkpoints/      gone once the run is finished
+    runs/_logits/<key>/ cached logits, found by content and shared by all runs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from distill.errors import Interrupted, UsageError, nearest
+from distill.files import read_json, write_json, write_text
+
+Role = Literal["teacher", "distilled", "control", "baseline"]
+Status = Literal["running", "finished", "interrupted", "failed"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass
+class Run:
+    """One run, as ``run.json`` holds it."""
+
+    name: str
+    role: Role
+    group: str
+    """The name shared by the seeds and controls that one command trained."""
+    recipe: str
+    """The recipe's name."""
+    experiment: str
+    model: str
+    """The architecture, or the student's preset name."""
+    seed: int
+    created: float
+    """Seconds since 1970."""
+    status: Status = "running"
+    finished: float | None = None
+    error: str | None = None
+    teachers: list[str] = field(default_factory=list)
+    command: dict[str, Any] = field(default_factory=dict)
+    """What the command line asked for, so that ``--resume`` alone is enough."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Hashes and sizes that a later step relies on: data, initial weights, precision, world size."""
+
+
+def runs_folder() -> Path:
+    """Return the folder of all runs: ``$DISTILL_RUNS`` or ``./runs``."""
+    return Path(os.environ.get("DISTILL_RUNS", "runs")).absolute()
+
+
+def check_name(name: str) -> str:
+    """Refuse a name that could leave the runs folder or disturb a terminal.
+
+    Raises:
+        UsageError: not 1 to 64 letters, digits, dots, dashes or underscores, beginning with one of the
+            first two.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"run name {name[:80]!a}: must be 1 to 64 letters, digits, '.', '-' or '_', and begin with a letter or digit"
+        )
+    return name
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model"
+        self.checkpoints = path / "checkpoints"
+        self.journal = path / "journal.jsonl"
+        self.recipe = path / "recipe.yaml"
+        self.predictions = path / "predictions.safetensors"
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    def read(self) -> Run:
+        """Read what the run is and how far it got."""
+        return Run(**read_json(self.path / "run.json"))
+
+    def write(self, run: Run) -> None:
+        """Write what the run is and how far it got."""
+        write_json(self.path / "run.json", asdict(run))
+
+    def update(self, **changes: Any) -> Run:
+        """Change fields of ``run.json``."""
+        run = self.read()
+        for key, value in changes.items():
+            setattr(run, key, value)
+        self.write(run)
+        return run
+
+    def metrics(self) -> dict[str, Any]:
+        """Read the finished run's figures (empty before it has finished)."""
+        path = self.path / "metrics.json"
+        result: dict[str, Any] = read_json(path) if path.exists() else {}
+        return result
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write the finished run's figures."""
+        write_json(self.path / "metrics.json", metrics)
+
+    def log(self, step: int, metrics: dict[str, float], event: str = "metrics") -> None:
+        """Append a line to the journal: the truth from which every tracker is fed.
+
+        Args:
+            step: optimizer steps done.
+            metrics: figures by name; the part before the slash is train, eval, test, bench or model.
+            event: what happened.
+        """
+        line = json.dumps({"time": round(time.time(), 3), "event": event, "step": step, "metrics": metrics})
+        with self.journal.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Read the journal; a last line that a crash cut short is left out."""
+        if not self.journal.exists():
+            return
+        for line in self.journal.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process alone.
+
+        Raises:
+            UsageError: another process is writing in it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(f"{self.name}: another process is working in this run; wait, or take another --name") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the folder, and write down how the work in it ended."""
+        with self.locked():
+            self.update(status="running", error=None)
+            try:
+                yield
+            except (KeyboardInterrupt, Interrupted):
+                self.update(status="interrupted", error="stopped from outside")
+                raise
+            except BaseException as error:
+                self.update(status="failed", error=f"{type(error).__name__}: {error}"[:500])
+                raise
+            self.update(status="finished", finished=time.time())
+
+
+def create(run: Run, recipe: str) -> RunFolder:
+    """Make a new run's folder, complete or not at all.
+
+    Args:
+        run: what it is; its name must be free.
+        recipe: the resolved recipe, as YAML.
+
+    Raises:
+        UsageError: the name is taken or not a name.
+    """
+    path = runs_folder() / check_name(run.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        raise UsageError(f"run {run.name} exists already; take another --name, or --resume {run.name}") from None
+    folder = RunFolder(path)
+    write_text(folder.recipe, recipe)
+    folder.write(run)
+    return folder
+
+
+def next_name() -> str:
+    """Return the first free name of run1, run2, … and hold it until a folder of that name is made."""
+    root = runs_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".lock"):
+        counter = root / ".next"
+        taken = [int(p.name[3:].split("-")[0]) for p in root.glob("run[0-9]*") if p.name[3:].split("-")[0].isdigit()]
+        last = int(counter.read_text()) if counter.exists() else 0
+        number = max([last, *taken], default=0) + 1
+        write_text(counter, str(number))
+    return f"run{number}"
+
+
+def find(name: str) -> RunFolder:
+    """Find a run by its name.
+
+    Raises:
+        UsageError: there is none; the nearest name is told.
+    """
+    path = runs_folder() / check_name(name)
+    if not (path / "run.json").is_file():
+        raise UsageError(f"no run called {name!r} in {runs_folder().name}/{nearest(name, [r.name for r in every()])}")
+    return RunFolder(path)
+
+
+def every() -> list[RunFolder]:
+    """List all runs, oldest first."""
+    folders = [RunFolder(p.parent) for p in runs_folder().glob("*/run.json") if not p.parent.name.startswith(("_", "."))]
+    return sorted(folders, key=lambda folder: folder.read().created)
