@@ -1,0 +1,152 @@
+"""Which documents make a step, who computes them, and how they meet a model. Knows no model.
+
+A step is a fixed set of documents, drawn without replacement and the same on any number of processes;
+its order is a function of seed and epoch alone, so that a resumed run needs no sampler state. Inside a
+step documents are sorted by length and cut into micro-batches of a token budget: padding is small, while
+the step itself stays a fair draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distill.encoding import Encoded
+from distill.tasks import Array
+
+if TYPE_CHECKING:
+    import torch
+
+Bucket = Callable[[int], int]
+"""Windows of lengths with one bucket may share a forward pass (see teachers/bigbird.py)."""
+
+
+def one_bucket(length: int) -> int:
+    """Let all windows share a forward pass."""
+    return 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents as a model reads them: packed windows."""
+
+    token_ids: torch.Tensor
+    """``(tokens,)`` int64."""
+    segments: torch.Tensor
+    """``(tokens,)`` int64."""
+    windows: torch.Tensor
+    """``(windows + 1,)`` int64: where each window begins."""
+    documents: torch.Tensor
+    """``(windows,)`` int64: the document, counted in this batch, that each window is of."""
+    size: int
+    """Documents."""
+    labels: torch.Tensor
+    """As in tasks.py."""
+    labelled: torch.Tensor
+    """``(documents,)`` bool."""
+    teacher_logits: torch.Tensor | None = None
+    """``(documents, classes)`` float32."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Move every tensor to a device."""
+        logits = self.teacher_logits
+        return Batch(
+            self.token_ids.to(device, non_blocking=True),
+            self.segments.to(device, non_blocking=True),
+            self.windows.to(device, non_blocking=True),
+            self.documents.to(device, non_blocking=True),
+            self.size,
+            self.labels.to(device, non_blocking=True),
+            self.labelled.to(device, non_blocking=True),
+            None if logits is None else logits.to(device, non_blocking=True),
+        )
+
+
+def steps_per_epoch(documents: int, batch_size: int) -> int:
+    """Count the optimizer steps of an epoch; the last one may be smaller."""
+    return -(-documents // batch_size)
+
+
+def steps(documents: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Array]:
+    """Yield the documents of each step for ever, epoch after epoch.
+
+    Args:
+        documents: how many there are.
+        batch_size: how many make a step.
+        seed: with the epoch's number it settles the order.
+        start: the first step to yield, counted from 0 over all epochs.
+    """
+    each = steps_per_epoch(documents, batch_size)
+    step = start
+    while True:
+        epoch, first = divmod(step, each)
+        order = np.random.default_rng([seed, epoch]).permutation(documents)
+        for at in range(first, each):
+            yield order[at * batch_size : (at + 1) * batch_size]
+            step += 1
+
+
+def share(indices: Array, lengths: Array, rank: int, world: int) -> Array:
+    """Return this rank's documents of a step: sorted by length and dealt to and fro, so none waits long."""
+    if world == 1:
+        return indices
+    order = indices[np.argsort(-lengths[indices], kind="stable")]
+    at = np.arange(len(order)) % (2 * world)
+    return order[np.where(at < world, at, 2 * world - 1 - at) == rank]
+
+
+def micro_batches(
+    data: Encoded, indices: Array, tokens_per_batch: int, bucket: Bucket = one_bucket
+) -> list[Array]:
+    """Cut documents into batches of at most ``tokens_per_batch`` tokens, padding included.
+
+    The longest come first, so that a lack of memory shows at once. A document that is longer than the
+    budget makes a batch of its own.
+    """
+    longest, counts = data.longest_window[indices], data.window_counts[indices]
+    groups = np.array([bucket(int(length)) for length in longest])
+    result: list[Array] = []
+    current: list[int] = []
+    width = windows = 0
+    for at in np.lexsort((-longest, -groups)):
+        fits = (windows + counts[at]) * max(width, longest[at]) <= tokens_per_batch
+        if current and (not fits or groups[at] != groups[current[-1]]):
+            result.append(indices[current])
+            current, width, windows = [], 0, 0
+        current.append(int(at))
+        width, windows = max(width, int(longest[at])), windows + int(counts[at])
+    return [*result, indices[current]] if current else result
+
+
+def collate(data: Encoded, indices: Sequence[int] | Array, teacher_logits: Array | None = None) -> Batch:
+    """Gather documents into a batch.
+
+    Args:
+        data: the split.
+        indices: the documents, in the batch's order.
+        teacher_logits: ``(documents, classes)`` for these documents.
+    """
+    import torch
+
+    ids, segments, lengths, owners = [], [], [], []
+    for position, document in enumerate(indices):
+        first, last = data.documents[document], data.documents[document + 1]
+        start, end = data.windows[first], data.windows[last]
+        ids.append(data.token_ids[start:end])
+        segments.append(data.segments[start:end])
+        lengths.append(np.diff(data.windows[first : last + 1]))
+        owners.append(np.full(last - first, position))
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return Batch(
+        token_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+        segments=torch.from_numpy(np.concatenate(segments).astype(np.int64)),
+        windows=torch.from_numpy(offsets.astype(np.int64)),
+        documents=torch.from_numpy(np.concatenate(owners).astype(np.int64)),
+        size=len(indices),
+        labels=torch.from_numpy(data.labels[indices]),
+        labelled=torch.from_numpy(data.labelled[indices]),
+        teacher_logits=None if teacher_logits is None else torch.from_numpy(teacher_logits),
+    )

@@ -1,0 +1,283 @@
+"""Rows: from a source to four splits of text, label and row id. Knows no tokenizer and no model.
+
+A row id is a hash of the row's text fields; logits, predictions and splits are joined by it and never by
+position. Everything that is left out is counted, and the counts are told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from distill import sources
+from distill.errors import DataError
+from distill.labels import Labels, read_labels
+from distill.recipe import Data, Recipe, Split
+from distill.tasks import Array, TaskSpec, check_metric
+
+if TYPE_CHECKING:
+    import datasets
+
+SplitName = Literal["train", "validation", "test", "transfer"]
+SPLITS: tuple[SplitName, ...] = ("test", "validation", "train", "transfer")
+"""Most held out first: a document that stands in two of them stays in the first."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split."""
+
+    name: SplitName
+    dataset: datasets.Dataset
+    """Columns ``text`` and, for pairs, ``text_pair``."""
+    row_id: Array
+    """``(n,)`` int64."""
+    labels: Array | None
+    """As in tasks.py; None for transfer."""
+    words: Array
+    """``(n,)`` int32."""
+
+    def __len__(self) -> int:
+        return len(self.row_id)
+
+    def texts(self, indices: Array | slice | None = None) -> list[tuple[str, str | None]]:
+        """Read documents as (text, text_pair or None)."""
+        part = self.dataset[:] if indices is None else self.dataset[indices]
+        pairs = part.get("text_pair") or [None] * len(part["text"])
+        return list(zip(part["text"], pairs, strict=True))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All splits of a recipe, checked."""
+
+    task: TaskSpec
+    splits: dict[SplitName, Rows]
+    notes: list[str] = field(default_factory=list)
+    """What was left out or made different, one sentence each."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every split's row ids and labels, in order."""
+        digest = hashlib.sha256()
+        for name in SPLITS:
+            if name in self.splits:
+                rows = self.splits[name]
+                digest.update(name.encode() + rows.row_id.tobytes())
+                digest.update(b"" if rows.labels is None else np.ascontiguousarray(rows.labels).tobytes())
+        return digest.hexdigest()
+
+
+def row_id(text: str, pair: str | None = None) -> int:
+    """Hash a row's text fields to 64 bits.
+
+    Two different documents of 100 million share an id with probability 3e-4 (the birthday bound); a row
+    that does gets the other one's logits.
+    """
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    if pair is not None:
+        digest.update(b"\x00" + pair.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One split of the source after the filters; arrays are over the rows that are kept."""
+
+    dataset: datasets.Dataset
+    index: Array
+    """``(n,)`` row in ``dataset``."""
+    row_id: Array
+    words: Array
+    labels: Array | None
+
+
+def _kept(dataset: datasets.Dataset, data: Data, name: str, notes: list[str]) -> tuple[Array, Array, Array]:
+    """Apply the filters; return the kept rows' indices, ids and word counts."""
+    wanted = {k: v if isinstance(v, list) else [v] for k, v in data.where.items()}
+    left_out: Counter[str] = Counter()
+    index: list[int] = []
+    ids: list[int] = []
+    words: list[int] = []
+    columns = [data.text, *([data.text_pair] if data.text_pair else []), *wanted]
+    at = 0
+    for batch in dataset.select_columns(list(dict.fromkeys(columns))).iter(1000):
+        texts = batch[data.text]
+        pairs = batch[data.text_pair] if data.text_pair else [None] * len(texts)
+        for row, (text, pair) in enumerate(zip(texts, pairs, strict=True), start=at):
+            if any(batch[column][row - at] not in values for column, values in wanted.items()):
+                continue
+            fields = ["" if f is None else str(f) for f in ((text, pair) if data.text_pair else (text,))]
+            if not all(f.strip() for f in fields):
+                if data.blank == "refuse":
+                    raise DataError(
+                        f"{name}, row {row + 1}: the document is blank; mend it, or set data.blank=drop"
+                    )
+                left_out["blank"] += 1
+                continue
+            count = sum(len(f.split()) for f in fields)
+            if data.min_words and count < data.min_words:
+                left_out["shorter than min_words"] += 1
+                continue
+            if data.max_words and count > data.max_words:
+                left_out["longer than max_words"] += 1
+                continue
+            index.append(row)
+            ids.append(row_id(fields[0], fields[1] if data.text_pair else None))
+            words.append(count)
+        at += len(texts)
+    notes += [f"{name}: {count:,} documents left out: {why}" for why, count in left_out.items()]
+    if not index:
+        raise DataError(f"{name}: no rows left of {len(dataset):,}; look at data.where, min_words and max_words")
+    return np.array(index), np.array(ids, dtype=np.int64), np.array(words, dtype=np.int32)
+
+
+def _size(split: Split, available: int, where: str) -> int | None:
+    if split.rows is not None and split.rows > available:
+        raise DataError(f"{where} wants {split.rows:,} rows, and only {available:,} are left in {split.source!r}")
+    if split.rows is not None:
+        return split.rows
+    return None if split.fraction is None else max(1, round(split.fraction * available))
+
+
+def _draw(candidates: Array, count: int, labels: Array | None, seed: int) -> Array:
+    """Draw rows at random; stratified where there are class numbers and each class has two rows."""
+    from sklearn.model_selection import train_test_split
+
+    if count == len(candidates):
+        return candidates
+    strata = None
+    if labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+        sizes = np.unique(labels[candidates], return_counts=True)[1]
+        if sizes.min() >= 2 and min(count, len(candidates) - count) >= len(sizes):
+            strata = labels[candidates]
+    taken, _ = train_test_split(candidates, train_size=count, random_state=seed, stratify=strata)
+    return np.asarray(taken)
+
+
+def _carve(source: _Source, wanted: dict[SplitName, Split], seed: int) -> dict[SplitName, Array]:
+    """Cut one source split into disjoint parts; return positions into the source's arrays.
+
+    Parts with a size are drawn first, the transfer set after the labelled ones and without a look at
+    labels; the one without a size takes what is left.
+    """
+    whole = [name for name in SPLITS if name in wanted and wanted[name].rows is wanted[name].fraction is None]
+    if len(whole) > 1:
+        raise DataError(
+            f"data.splits.{whole[1]} and data.splits.{whole[0]} both take the whole of {wanted[whole[0]].source!r}; "
+            "give one of them rows or fraction"
+        )
+    total = left = np.arange(len(source.index))
+    result: dict[SplitName, Array] = {}
+    for name in [n for n in SPLITS if n in wanted and n not in whole]:
+        split = wanted[name]
+        share = len(total) if split.fraction is not None else len(left)
+        count = _size(split, share, f"data.splits.{name}")
+        assert count is not None
+        labels = None if name == "transfer" else source.labels
+        result[name] = np.sort(_draw(left, min(count, len(left)), labels, seed))
+        left = np.setdiff1d(left, result[name], assume_unique=True)
+    for name in whole:
+        result[name] = left
+    return result
+
+
+def _read(dataset: datasets.Dataset, data: Data, name: str, labels: Labels | None, notes: list[str]) -> _Source:
+    needed = [data.text, *([data.text_pair] if data.text_pair else []), *data.where]
+    sources.check_columns(dataset, needed, name)
+    index, ids, words = _kept(dataset, data, name, notes)
+    values = None if labels is None else labels.numbers(dataset, index, name)
+    return _Source(dataset, index, ids, words, values)
+
+
+def _without_repeats(source: _Source, name: str, notes: list[str]) -> _Source:
+    """Keep the first of equal documents, so that the parts of a source share none."""
+    first = np.sort(np.unique(source.row_id, return_index=True)[1])
+    if len(first) < len(source.row_id):
+        notes.append(f"{name}: {len(source.row_id) - len(first):,} repeated documents left out")
+    labels = None if source.labels is None else source.labels[first]
+    return _Source(source.dataset, source.index[first], source.row_id[first], source.words[first], labels)
+
+
+def load(recipe: Recipe) -> Corpus:
+    """Read a recipe's data.
+
+    Raises:
+        DataError: a file, column, label or split is not what the recipe says.
+        HubError: a hub data set that is neither here nor reachable.
+        RecipeError: the task has no such metric.
+    """
+    data, kind = recipe.data, recipe.task.kind
+    metric = check_metric(kind, recipe.task.metric)
+    wanted: dict[SplitName, Split] = {
+        name: split for name in SPLITS if (split := getattr(data.splits, name)) is not None
+    }
+    by_source: dict[str, dict[SplitName, Split]] = {}
+    for name, split in wanted.items():
+        by_source.setdefault(split.source, {})[name] = split
+    opened = sources.open_all(data, list(by_source))
+    labelled = {s: opened[s] for s, parts in by_source.items() if set(parts) != {"transfer"}}
+    for source, dataset in labelled.items():
+        sources.check_columns(dataset, data.label if isinstance(data.label, list) else [data.label], source)
+    labels = read_labels(labelled, data, recipe.task)
+    task = TaskSpec(kind, labels.names, metric)
+
+    notes: list[str] = []
+    parts: dict[SplitName, tuple[_Source, Array]] = {}
+    for name, dataset in opened.items():
+        part = _read(dataset, data, name, labels if name in labelled else None, notes)
+        if data.deduplicate and len(by_source[name]) > 1:
+            part = _without_repeats(part, name, notes)
+        for split_name, positions in _carve(part, by_source[name], data.seed).items():
+            parts[split_name] = (part, positions)
+
+    splits: dict[SplitName, Rows] = {}
+    seen = np.array([], dtype=np.int64)
+    for name in SPLITS:
+        if name not in parts:
+            continue
+        part, positions = parts[name]
+        if data.deduplicate:
+            fresh = ~np.isin(part.row_id[positions], seen)
+            if not fresh.all():
+                dropped = int((~fresh).sum())
+                notes.append(f"{name}: {dropped:,} documents dropped that stand in a more held-out split as well")
+            positions = positions[fresh]
+            seen = np.union1d(seen, part.row_id[positions])
+        splits[name] = _rows(name, part, positions, data, task)
+    return Corpus(task, splits, notes)
+
+
+def _rows(name: SplitName, part: _Source, positions: Array, data: Data, task: TaskSpec) -> Rows:
+    if len(positions) == 0:
+        raise DataError(f"split {name} is empty; look at data.splits.{name}")
+    labels = None if name == "transfer" or part.labels is None else part.labels[positions]
+    if task.kind == "single_label" and name in ("train", "validation") and labels is not None:
+        present = np.unique(labels)
+        if len(present) < 2:
+            raise DataError(
+                f"split {name} has one class only ({task.labels[int(present[0])]!r} in all {len(labels):,} rows); "
+                "is the file sorted by label, or data.where too narrow?"
+            )
+    dataset = part.dataset.select(part.index[positions])
+    columns = {data.text: "text", **({data.text_pair: "text_pair"} if data.text_pair else {})}
+    dataset = dataset.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
+    return Rows(name, sources.as_text(dataset), part.row_id[positions], labels, part.words[positions])
+
+
+def describe(rows: Rows, task: TaskSpec) -> dict[str, Any]:
+    """Count rows and labels of a split, for a dry run."""
+    if rows.labels is None:
+        return {"rows": len(rows), "labels": {}}
+    if task.kind == "regression":
+        return {"rows": len(rows), "labels": {"mean": float(rows.labels.mean()), "std": float(rows.labels.std())}}
+    counts = (
+        np.bincount(rows.labels, minlength=task.classes)
+        if task.kind == "single_label"
+        else rows.labels.sum(axis=0).astype(int)
+    )
+    return {"rows": len(rows), "labels": dict(zip(task.labels, counts.tolist(), strict=True))}

@@ -1,0 +1,195 @@
+"""Documents as token ids, packed: no padding, one array for a whole split. Knows no model.
+
+The special tokens' places are read off the tokenizer's own encoding of a probe, so that BERT's segments
+and RoBERTa's doubled separators come out as each model wants them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.recipe import Model
+from distill.tasks import Array
+from distill.views import cut, cut_pair
+
+if TYPE_CHECKING:
+    from distill.data import Rows
+
+Tokenizer = Any
+"""A transformers tokenizer."""
+TOKENIZED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as windows of token ids, packed one after another."""
+
+    token_ids: Array
+    """``(tokens,)`` int32, special tokens included."""
+    segments: Array
+    """``(tokens,)`` uint8: 1 in the second text of a pair where the model tells them apart."""
+    windows: Array
+    """``(windows + 1,)`` int64: where each window begins in ``token_ids``."""
+    documents: Array
+    """``(documents + 1,)`` int64: where each document begins in ``windows``."""
+    full_length: Array
+    """``(documents,)`` int32: tokens of the whole document, special ones included."""
+    row_id: Array
+    """``(documents,)`` int64."""
+    labels: Array
+    """Labels as in tasks.py; zeros where ``labelled`` is False, and never read there."""
+    labelled: Array
+    """``(documents,)`` bool."""
+
+    def __len__(self) -> int:
+        return len(self.row_id)
+
+    @property
+    def window_counts(self) -> Array:
+        """``(documents,)``: windows of each document."""
+        return np.diff(self.documents)
+
+    @property
+    def longest_window(self) -> Array:
+        """``(documents,)``: tokens of each document's longest window."""
+        return np.asarray(np.maximum.reduceat(np.diff(self.windows), self.documents[:-1]))
+
+
+@dataclass(frozen=True)
+class _Template:
+    """Where special tokens stand: prefix, text, middle, pair, suffix, each with its segment."""
+
+    prefix: list[int]
+    middle: list[int]
+    suffix: list[int]
+    segments: tuple[int, int, int, int, int]
+
+    def fill(self, first: Sequence[int], second: Sequence[int] | None) -> tuple[list[int], list[int]]:
+        """Put one window together: token ids and segments."""
+        parts = [self.prefix, first, self.middle, second or [], self.suffix]
+        ids = [token for part in parts for token in part]
+        segments = [s for part, s in zip(parts, self.segments, strict=True) for _ in part]
+        return ids, segments
+
+
+def _template(tokenizer: Tokenizer, pair: bool) -> _Template:
+    texts = ("a", "b") if pair else ("a",)
+    contents = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    whole = tokenizer(*texts)
+    ids, kinds = whole["input_ids"], whole.get("token_type_ids") or [0] * len(whole["input_ids"])
+    spans, at = [], 0
+    for content in contents:
+        while ids[at : at + len(content)] != content:
+            at += 1
+        spans.append((at, at + len(content)))
+        at += len(content)
+    first, last = spans[0], spans[-1]
+    middle = ids[first[1] : last[0]] if pair else []
+    between = kinds[first[1]] if pair else 0
+    suffix_kind = kinds[last[1]] if last[1] < len(ids) else 0
+    segments = (kinds[0], kinds[first[0]], between, kinds[last[0]], suffix_kind)
+    return _Template(ids[: first[0]], middle, ids[last[1] :], segments)
+
+
+def encode_texts(tokenizer: Tokenizer, rows: Iterable[Sequence[tuple[str, str | None]]], model: Model) -> Encoded:
+    """Tokenise documents and cut them into a model's windows.
+
+    Args:
+        tokenizer: the model's.
+        rows: batches of (text, text_pair or None).
+        model: its max_length and view.
+
+    Returns:
+        The documents with row ids of zero and without labels.
+    """
+    token_ids: list[Array] = []
+    segments: list[Array] = []
+    window_lengths: list[int] = []
+    window_counts: list[int] = []
+    full: list[int] = []
+    template: _Template | None = None
+    for batch in rows:
+        if not batch:
+            continue
+        pair = batch[0][1] is not None
+        template = template or _template(tokenizer, pair)
+        room = model.max_length - len(template.prefix) - len(template.middle) - len(template.suffix)
+        firsts = tokenizer([t for t, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        seconds = (
+            tokenizer([p for _, p in batch], add_special_tokens=False, verbose=False)["input_ids"]
+            if pair
+            else [None] * len(batch)
+        )
+        batch_ids: list[int] = []
+        batch_segments: list[int] = []
+        for first, second in zip(firsts, seconds, strict=True):
+            full.append(len(first) + len(second or ()) + model.max_length - room)
+            if second is None:
+                views = [(window, None) for window in cut(first, room, model.view, model.max_windows, model.overlap)]
+            else:
+                views = [cut_pair(first, second, room)]  # type: ignore[list-item]
+            window_counts.append(len(views))
+            for window in views:
+                ids, kinds = template.fill(*window)
+                window_lengths.append(len(ids))
+                batch_ids += ids
+                batch_segments += kinds
+        token_ids.append(np.array(batch_ids, dtype=np.int32))
+        segments.append(np.array(batch_segments, dtype=np.uint8))
+    count = len(full)
+    return Encoded(
+        token_ids=np.concatenate(token_ids) if token_ids else np.zeros(0, np.int32),
+        segments=np.concatenate(segments) if segments else np.zeros(0, np.uint8),
+        windows=np.concatenate([[0], np.cumsum(window_lengths, dtype=np.int64)]).astype(np.int64),
+        documents=np.concatenate([[0], np.cumsum(window_counts, dtype=np.int64)]).astype(np.int64),
+        full_length=np.array(full, dtype=np.int32),
+        row_id=np.zeros(count, np.int64),
+        labels=np.zeros(count, np.int64),
+        labelled=np.zeros(count, bool),
+    )
+
+
+def encode(tokenizer: Tokenizer, rows: Rows, model: Model, progress: Any = None) -> Encoded:
+    """Tokenise a split; its row ids and labels go with it."""
+
+    def batches() -> Iterable[list[tuple[str, str | None]]]:
+        for start in range(0, len(rows), TOKENIZED_AT_ONCE):
+            part = rows.texts(slice(start, start + TOKENIZED_AT_ONCE))
+            yield part
+            if progress is not None:
+                progress.advance(len(part))
+
+    encoded = encode_texts(tokenizer, batches(), model)
+    labels = rows.labels if rows.labels is not None else np.zeros(len(rows), np.int64)
+    labelled = np.full(len(rows), rows.labels is not None)
+    return Encoded(
+        encoded.token_ids, encoded.segments, encoded.windows, encoded.documents, encoded.full_length,
+        rows.row_id, labels, labelled,
+    )  # fmt: skip
+
+
+def concatenate(parts: Sequence[Encoded]) -> Encoded:
+    """Put splits one after another; unlabelled parts take the labels' shape of the labelled one."""
+    shape = next((p.labels for p in parts if p.labelled.any()), parts[0].labels)
+
+    def offsets(name: str) -> Array:
+        lengths = np.concatenate([np.diff(getattr(p, name)) for p in parts])
+        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+    labels = [
+        p.labels if p.labelled.any() else np.zeros((len(p), *shape.shape[1:]), shape.dtype) for p in parts
+    ]
+    return Encoded(
+        token_ids=np.concatenate([p.token_ids for p in parts]),
+        segments=np.concatenate([p.segments for p in parts]),
+        windows=offsets("windows"),
+        documents=offsets("documents"),
+        full_length=np.concatenate([p.full_length for p in parts]),
+        row_id=np.concatenate([p.row_id for p in parts]),
+        labels=np.concatenate(labels),
+        labelled=np.concatenate([p.labelled for p in parts]),
+    )

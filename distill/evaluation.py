@@ -1,0 +1,109 @@
+"""How good logits are: quality, calibration, agreement, and each of these by document length.
+
+Pure functions of logits and labels; knows no model and reads no file but a run's predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.files import replacing
+from distill.tasks import Array, Kind, predictions, probabilities, quality
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of the test rows."""
+
+    row_id: Array
+    """``(n,)`` int64."""
+    logits: Array
+    """``(n, classes)`` float32."""
+    labels: Array
+    """As in tasks.py."""
+    words: Array
+    """``(n,)`` int32: words in the document."""
+
+    def save(self, path: Path) -> None:
+        """Write them, complete or not at all."""
+        from safetensors.numpy import save_file
+
+        arrays = {"row_id": self.row_id, "logits": self.logits, "labels": self.labels, "words": self.words}
+        with replacing(path) as aside:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside)
+
+    @staticmethod
+    def load(path: Path) -> Predictions:
+        """Read what :meth:`save` wrote."""
+        from safetensors.numpy import load_file
+
+        return Predictions(**load_file(path))
+
+
+def calibration_error(kind: Kind, logits: Array, labels: Array, bins: int = 15) -> float | None:
+    """Expected calibration error (Guo et al. 2017): mean |confidence − accuracy| over equal-width bins.
+
+    Of the predicted class for single-label tasks, of every label's probability for multi-label ones;
+    None for regression.
+    """
+    if kind == "regression":
+        return None
+    p = probabilities(kind, logits)
+    if kind == "single_label":
+        confidence, correct = p.max(axis=-1), p.argmax(axis=-1) == labels
+    else:
+        confidence, correct = p.ravel(), labels.ravel() == 1
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(which, confidence - correct, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def agreement(kind: Kind, logits: Array, other: Array) -> float:
+    """Share of equal predictions of two models; for regression Pearson's correlation."""
+    mine, theirs = predictions(kind, logits), predictions(kind, other)
+    if kind == "regression":
+        return quality(kind, logits, theirs)["pearson"]
+    return float((mine == theirs).mean())
+
+
+def buckets(words: Array, edges: Sequence[int]) -> list[tuple[str, Array]]:
+    """Group documents by length.
+
+    Args:
+        words: ``(n,)`` words in each document.
+        edges: increasing; a document of ``e`` words is in the group that begins at ``e``.
+
+    Returns:
+        A name such as ``"100-199"`` and a boolean mask ``(n,)`` for each group that is not empty.
+    """
+    bounds = [0, *sorted(edges), None]
+    result = []
+    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        mask = (words >= low) & (True if high is None else words < high)
+        if mask.any():
+            result.append((f"{low}+" if high is None else f"{low}-{high - 1}", mask))
+    return result
+
+
+def measure(kind: Kind, metric: str, found: Predictions, edges: Sequence[int]) -> dict[str, Any]:
+    """Compute everything that is reported of one model's predictions on rows with labels.
+
+    Returns:
+        The metrics of tasks.quality, ``ece`` and ``rows``, and under ``buckets`` a list of
+        ``{"words", "rows", metric}`` by document length.
+    """
+    result: dict[str, Any] = {"rows": len(found.labels), **quality(kind, found.logits, found.labels)}
+    ece = calibration_error(kind, found.logits, found.labels)
+    if ece is not None:
+        result["ece"] = ece
+    result["buckets"] = [
+        {"words": name, "rows": int(mask.sum()), metric: quality(kind, found.logits[mask], found.labels[mask])[metric]}
+        for name, mask in buckets(found.words, edges)
+        if metric in quality(kind, found.logits[mask], found.labels[mask])
+    ]
+    return result

@@ -1,0 +1,167 @@
+"""Labels: from a column of names, numbers, lists or zeros and ones to arrays of numbers. Knows no text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.errors import DataError, nearest
+from distill.recipe import Data, Task
+from distill.tasks import Array
+
+if TYPE_CHECKING:
+    import datasets
+
+MAX_CLASSES = 10_000
+"""More names than this in a column are not classes but texts or numbers."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How a source's label columns are read."""
+
+    names: tuple[str, ...]
+    task: Task
+    data: Data
+
+    def numbers(self, dataset: datasets.Dataset, index: Array, where: str) -> Array:
+        """Read the labels of some rows.
+
+        Args:
+            dataset: with the label's columns.
+            index: ``(n,)`` the rows.
+            where: the source split's name, for messages.
+
+        Returns:
+            ``(n,)`` int64 class numbers, ``(n, classes)`` float32 of 0 and 1, or ``(n,)`` float32.
+
+        Raises:
+            DataError: a label that is missing, not a number where one is needed, or out of range.
+        """
+        columns = self.data.label if isinstance(self.data.label, list) else [self.data.label]
+        part = dataset.select_columns(columns).select(index)
+        values = [part[column][:] for column in columns]
+
+        def at(position: int) -> str:
+            return f"{where}, row {int(index[position]) + 1}"
+
+        if self.task.kind == "regression":
+            return np.array([_number(v, at, i) for i, v in enumerate(values[0])], dtype=np.float32)
+        if self.task.kind == "single_label":
+            return np.array([self._class(v, at, i) for i, v in enumerate(values[0])], dtype=np.int64)
+        if isinstance(self.data.label, list):
+            flags = [[_flag(v, f"{at(i)}, {c}") for i, v in enumerate(vs)] for c, vs in zip(columns, values, strict=True)]
+            return np.array(flags, dtype=np.float32).T.copy()
+        result = np.zeros((len(index), len(self.names)), dtype=np.float32)
+        for i, value in enumerate(values[0]):
+            for item in _items(value, self.data.label_separator):
+                result[i, self._class(item, at, i)] = 1
+        return result
+
+    def _class(self, value: Any, at: Any, position: int) -> int:
+        """Turn a class's name or number into its number."""
+        if isinstance(value, str) and value.strip() in self.names:
+            return self.names.index(value.strip())
+        number = _integer(value)
+        if number is None:
+            shown = "missing" if value is None or value == "" else f"{value!r:.60}"
+            raise DataError(f"{at(position)}: label {shown} is no class{nearest(value, self.names)}")
+        if not 0 <= number < len(self.names):
+            raise DataError(f"{at(position)}: label {number} is out of range; classes are 0 to {len(self.names) - 1}")
+        return number
+
+
+def _integer(value: Any) -> int | None:
+    """Read a whole number from an int, a bool, a whole float or digits."""
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text) if text.lstrip("-").isdigit() else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return int(value) if isinstance(value, int) else None
+
+
+def _number(value: Any, at: Any, position: int) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{at(position)}: label {value!r:.60} is not a finite number")
+    return number
+
+
+def _flag(value: Any, where: str) -> int:
+    number = _integer(value)
+    if number not in (0, 1):
+        raise DataError(f"{where}: label {value!r:.60} must be 0 or 1")
+    return number
+
+
+def _items(value: Any, separator: str | None) -> list[Any]:
+    """Split one cell of a multi-label column."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [item for item in value.split(separator or ",") if item.strip()]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _class_feature(feature: Any) -> list[str] | None:
+    """Return the names of a ClassLabel column, or of a list of them."""
+    inner = getattr(feature, "feature", feature)
+    names = getattr(inner, "names", None)
+    return list(names) if names else None
+
+
+def _found(values: Sequence[Any], where: str) -> list[str]:
+    """Work out class names from the values that occur."""
+    numbers = [_integer(v) for v in values]
+    whole = [n for n in numbers if n is not None]
+    if len(whole) == len(values):
+        top = max(whole, default=-1)
+        if top >= MAX_CLASSES:
+            raise DataError(f"{where}: label {top} is no class number; for a number to predict set task.kind=regression")
+        return [str(n) for n in range(top + 1)]
+    bad = next((v for v in values if v is None or (isinstance(v, float) and not math.isfinite(v))), None)
+    if bad is not None or None in values:
+        raise DataError(f"{where}: some labels are missing or NaN; drop those rows, or name the classes in task.labels")
+    fractions = [v for v in values if isinstance(v, float)]
+    if fractions:
+        raise DataError(f"{where}: label {fractions[0]} is no class; for a number to predict set task.kind=regression")
+    names = sorted({str(v).strip() for v in values})
+    if len(names) > MAX_CLASSES:
+        raise DataError(f"{where}: {len(names):,} different labels; is this the label's column?")
+    return names
+
+
+def read_labels(labelled: dict[str, datasets.Dataset], data: Data, task: Task) -> Labels:
+    """Find the class names: the recipe's, the data set's own, or those that occur.
+
+    Raises:
+        DataError: the column holds no classes.
+    """
+    first = next(iter(labelled.values()))
+    if isinstance(data.label, list):
+        names = task.labels or data.label
+        if len(names) != len(data.label):
+            raise DataError(f"task.labels has {len(names)} names, data.label has {len(data.label)} columns")
+        return Labels(tuple(names), task, data)
+    if task.kind == "regression":
+        return Labels((data.label,), task, data)
+    names = task.labels or _class_feature(first.features[data.label]) or []
+    if not names:
+        values: set[Any] = set()
+        for dataset in labelled.values():
+            for batch in dataset.select_columns([data.label]).iter(10_000):
+                for value in batch[data.label]:
+                    values.update(_items(value, data.label_separator) if task.kind == "multi_label" else [value])
+        names = _found(list(values), data.label)
+    if len(names) < 2:
+        only = f": {names[0]!r}" if names else ""
+        raise DataError(f"column {data.label!r} has one class only{only}; there is nothing to learn")
+    return Labels(tuple(names), task, data)

@@ -1,0 +1,205 @@
+"""Where rows come from: files, folders, packages and the hub, all opened through ``datasets``.
+
+Knows formats and columns; knows no task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill import hub
+from distill.errors import DataError, HubError, nearest
+from distill.recipe import Data
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import datasets
+
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+
+
+def _quiet() -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+
+
+def check_columns(dataset: datasets.Dataset, columns: Sequence[str], where: str) -> None:
+    """Refuse a data set that lacks a column, with the nearest name that it has."""
+    for column in columns:
+        if column not in dataset.column_names:
+            raise DataError(f"{where}: no column {column!r}{nearest(column, dataset.column_names)}")
+
+
+def as_text(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Make every column a string (a column of numbers is read as numbers by some formats)."""
+    import datasets
+
+    if all(feature.dtype in ("string", "large_string") for feature in dataset.features.values()):
+        return dataset
+    return dataset.cast(datasets.Features({name: datasets.Value("string") for name in dataset.column_names}))
+
+
+def resolve(address: str) -> Path | None:
+    """Find a source on this machine; None when it can only be a hub id.
+
+    Raises:
+        DataError: a path or package that is not here.
+    """
+    if address.startswith("package://"):
+        return hub.package_path(address)
+    path = Path(address).expanduser()
+    if path.exists():
+        return path
+    if hub.is_hub_id(address) and path.suffix not in SUFFIXES:
+        return None
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise DataError(f"data.source: there is no {address}{nearest(path.name, beside) if beside else ''}")
+
+
+def open_all(data: Data, names: Sequence[str]) -> dict[str, datasets.Dataset]:
+    """Open the source's splits that a recipe uses.
+
+    Args:
+        data: the recipe's section.
+        names: splits of the source. A single file is a source with the one split ``train``.
+
+    Raises:
+        DataError: a file is missing, unreadable, not UTF-8, or not of its format; no such split.
+        HubError: a hub data set that is neither here nor reachable.
+    """
+    _quiet()
+    if isinstance(data.source, dict):
+        missing = [name for name in names if name not in data.source]
+        if missing:
+            raise DataError(f"data.source has no split {missing[0]!r}{nearest(missing[0], data.source)}")
+        return {name: _open(data, data.source[name], name)["train"] for name in names}
+    found = _open(data, data.source, data.source.rsplit("/", 1)[-1], names)
+    for name in names:
+        if name not in found:
+            raise DataError(
+                f"data.source has no split {name!r}{nearest(name, found)}; "
+                f"to cut one off another: --set 'data.splits.{name}={{from: {next(iter(found))}, fraction: 0.2}}'"
+            )
+    return {name: found[name] for name in names}
+
+
+def _open(data: Data, address: str, where: str, names: Sequence[str] = ("train",)) -> dict[str, datasets.Dataset]:
+    import datasets
+
+    path = None if data.format == "hub" else resolve(address)
+    if path is None:
+        return _open_hub(data, address, names)
+    form = data.format
+    if form == "auto":
+        form = "folder" if path.is_dir() else SUFFIXES.get(path.suffix.lower(), "auto")  # type: ignore[assignment]
+    if form == "auto":
+        raise DataError(f"{path.name}: unknown ending; set data.format to one of csv, tsv, jsonl, parquet, folder")
+    if form == "folder":
+        return _open_folder(path)
+    options: dict[str, Any] = {}
+    if form in ("csv", "tsv"):
+        # "NA" and "null" are words that people write: nothing is read as missing.
+        options = {"delimiter": "\t" if form == "tsv" else ",", "keep_default_na": False}
+        if data.columns:
+            options |= {"column_names": data.columns, "header": None}
+        if not data.quotes:
+            options["quoting"] = 3
+    builder = {"csv": "csv", "tsv": "csv", "jsonl": "json", "parquet": "parquet"}[form]
+    with _reading(path):
+        return {"train": datasets.load_dataset(builder, data_files=str(path), split="train", **options)}
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a reader raises into one line that names the file, and the byte where it can."""
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path.name}: the file is empty")
+        with path.open("rb"):
+            pass
+        yield
+    except OSError as error:
+        raise DataError(f"{path.name}: cannot be read: {error.strerror or error}") from None
+    except (DatasetGenerationError, ValueError) as error:
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        bad = _not_utf8(path) if isinstance(cause, UnicodeDecodeError) or "utf" in str(cause).lower() else None
+        if bad:
+            raise DataError(f"{path.name}, line {bad}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)") from None
+        reason = str(cause).strip().splitlines()
+        raise DataError(f"{path.name}: cannot be read: {reason[-1][:200] if reason else type(cause).__name__}") from None
+
+
+def _not_utf8(path: Path) -> int | None:
+    """Return the number of the first line that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return None
+
+
+def _open_hub(data: Data, address: str, names: Sequence[str]) -> dict[str, datasets.Dataset]:
+    online = hub.reachable()
+    import datasets
+
+    try:
+        return {name: datasets.load_dataset(address, data.config, split=name) for name in names}
+    except ValueError as error:
+        raise DataError(f"data.source {address}: {str(error).splitlines()[0][:200]}") from None
+    except (ConnectionError, FileNotFoundError) as error:
+        if online:
+            raise DataError(f"data.source {address}: {str(error).splitlines()[0][:200]}") from None
+        raise HubError(
+            f"data.source: {address} is no file here, and the hub cannot be reached; fetch it where it can "
+            f"(hf download --repo-type dataset {address} --local-dir DIR) "
+            "and point the recipe to the files (--set data.source=DIR/file.parquet)"
+        ) from None
+
+
+def _open_folder(root: Path) -> dict[str, datasets.Dataset]:
+    """Open ``root/split/class/*.txt`` or ``root/class/*.txt``; ``unsup`` has no label (aclImdb)."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir())
+    nested = [p for p in folders if any(q.is_dir() for q in p.iterdir())]
+    layout: dict[str, list[tuple[str, str]]] = {}
+    for split in nested or [root]:
+        for group in sorted(p for p in split.iterdir() if p.is_dir()):
+            unlabelled = group.name in ("unsup", "unlabeled", "unlabelled")
+            name = "unsupervised" if unlabelled else (split.name if nested else "train")
+            files = [(str(f), "" if unlabelled else group.name) for f in sorted(group.glob("*.txt"))]
+            layout.setdefault(name, []).extend(files)
+    layout = {name: files for name, files in layout.items() if files}
+    if not layout:
+        raise DataError(f"{root.name}: no class/*.txt or split/class/*.txt in this folder")
+    return {name: _from_files(files) for name, files in layout.items()}
+
+
+def _from_files(files: list[tuple[str, str]]) -> datasets.Dataset:
+    import datasets
+
+    texts = []
+    for name, _ in files:
+        try:
+            texts.append(Path(name).read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise DataError(f"{Path(name).name}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)") from None
+        except OSError as error:
+            raise DataError(f"{Path(name).name}: cannot be read: {error.strerror}") from None
+    return datasets.Dataset.from_dict({"text": texts, "label": [label for _, label in files]})
