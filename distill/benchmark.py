@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +31,7 @@ BATCH = 32
 """Documents that a round then reads at once."""
 LIBRARIES = ("torch", "transformers.modeling_utils", "sklearn.linear_model", "distill.models")
 """Imported by a worker before its idle memory is read: what every model needs is no model's cost."""
-_PATIENCE = 10.0
+_PATIENCE = 5.0
 """Seconds that a worker has to end by itself."""
 
 
@@ -60,7 +60,7 @@ class Cost:
     docs_per_second: float
     """Documents a second in batches of 32: median over the rounds."""
     peak_bytes: int
-    """Peak resident memory while it loads and computes, above the idle process that has all libraries."""
+    """Peak resident memory while it loads and computes (batches too), above the idle process."""
     parameters: int
     bytes: int
     """Size of the model folder's files."""
@@ -84,11 +84,11 @@ def _peak_memory() -> int:
     Linux carries ``ru_maxrss`` over from the process that started this one, so a large parent would
     hide every model; ``VmHWM`` begins anew with the program.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        if found:
+            return int(found[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -97,10 +97,8 @@ def _idle_memory() -> int:
     """Bytes resident now; the peak counts from here, where the system can set it back."""
     import psutil
 
-    try:
+    with suppress(OSError):  # not Linux, or not allowed: the peak of the imports may hide a small model
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:  # not Linux, or not allowed: the peak of the imports may hide a small model
-        pass
     return int(psutil.Process().memory_info().rss)
 
 
@@ -173,19 +171,15 @@ class _Worker:
 
     def ask(self, singles: Sequence[Row], batch: Sequence[Row]) -> tuple[list[float], float, int]:
         """Have it read a round of documents: seconds for each single one, for the batch, and peak bytes."""
-        try:
+        with suppress(OSError):  # it died; answer() says of what
             self.pipe.send((list(singles), list(batch)))
-        except OSError:
-            pass  # it died; answer() says of what
         result: tuple[list[float], float, int] = self.answer()
         return result
 
     def close(self) -> None:
         """End the worker, gently first."""
-        try:
+        with suppress(OSError):
             self.pipe.send(None)
-        except OSError:
-            pass
         self.pipe.close()
         self.process.join(_PATIENCE if self.process.exitcode is None else 0)
         if self.process.is_alive():

@@ -1,0 +1,119 @@
+"""Checkpoints: complete or absent, hashed, and all that a run needs to go on to the same bits.
+
+Rank 0 writes ``<step>.tmp``, syncs, hashes, renames; then older ones go. Tensors are safetensors; nothing
+is ever unpickled. A random state is not needed: every step is seeded from (seed, step, rank).
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distill.errors import DataError
+from distill.files import read_json, replacing_folder, sha256_file, write_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class TrainState:
+    """Where a training run stands."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    best: float | None = None
+    """The best validation figure so far."""
+    best_step: int = 0
+    since_best: int = 0
+    """Evaluations since then."""
+    seconds: float = 0.0
+    """Time spent, over all its starts."""
+    tokens: int = 0
+    meaning: dict[str, Any] = field(default_factory=dict)
+    """What must be equal for a resume: recipe, data, initial weights, processes."""
+
+
+def _flat_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{at}.{name}": torch.as_tensor(value) for at, slots in state.items() for name, value in slots.items()}
+
+
+def save(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor] | None, state: TrainState
+) -> Path:
+    """Write a checkpoint, then remove the older ones.
+
+    Args:
+        folder: of all checkpoints of the run.
+        model: the bare model, not wrapped for several processes.
+        optimizer: its moments are kept.
+        best: weights of the best evaluation so far.
+        state: where the run stands.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state.step:09d}"
+    with replacing_folder(target) as aside:
+        save_file({n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}, aside / "model.safetensors")
+        save_file(_flat_optimizer(optimizer), aside / "optimizer.safetensors")
+        if best is not None:
+            save_file({n: t.contiguous().clone() for n, t in best.items()}, aside / "best.safetensors")
+        write_json(aside / "state.json", asdict(state))
+        hashes = {file.name: sha256_file(file) for file in sorted(aside.iterdir())}
+        write_json(aside / MANIFEST, hashes)
+    for other in folder.glob("step-*"):
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def _holds(path: Path) -> bool:
+    """Say whether every file is as its manifest says."""
+    if not (path / MANIFEST).is_file():
+        return False
+    hashes = read_json(path / MANIFEST)
+    return all((path / name).is_file() and sha256_file(path / name) == sha for name, sha in hashes.items())
+
+
+def latest(folder: Path) -> Path | None:
+    """Find the newest checkpoint that is whole."""
+    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if _holds(path)), None)
+
+
+def load(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, meaning: dict[str, Any]
+) -> tuple[TrainState, dict[str, Tensor] | None]:
+    """Read a checkpoint into a model and an optimizer.
+
+    Args:
+        path: what :func:`latest` found.
+        model: of the same shape.
+        optimizer: over the same parameters.
+        meaning: what must be equal (see TrainState).
+
+    Returns:
+        Where the run stands, and the weights of its best evaluation.
+
+    Raises:
+        DataError: recipe, data, initial weights or processes are others now; the difference is told.
+    """
+    state = TrainState(**read_json(path / "state.json"))
+    for key, was in state.meaning.items():
+        if meaning.get(key) != was:
+            raise DataError(f"{path.parent.parent.name}: cannot be resumed: {key} was {was!s:.60}, and is {meaning.get(key)!s:.60} now")
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in load_file(path / "optimizer.safetensors").items():
+        at, _, slot = name.partition(".")
+        slots.setdefault(int(at), {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    best = path / "best.safetensors"
+    return state, load_file(best) if best.exists() else None

@@ -1,0 +1,107 @@
+"""Logits of a whole split, on one process or many; and the device and precision they are computed in."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from distill.batching import collate, micro_batches, share
+from distill.encoding import Encoded
+from distill.errors import OutOfMemory, RecipeError
+from distill.models import Classifier
+from distill.progress import Tracker
+from distill.tasks import Array, Floats
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def resolve_precision(wish: str) -> Precision:
+    """Turn ``auto`` into what this hardware multiplies fast: bf16, else fp16 on a GPU, else fp32.
+
+    Raises:
+        RecipeError: fp16 without a GPU.
+    """
+    cuda = torch.cuda.is_available()
+    if wish == "auto":
+        if cuda:
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return "bf16" if has() else "fp32"
+    if wish == "fp16" and not cuda:
+        raise RecipeError("train.precision: fp16 needs a GPU; set it to auto, bf16 or fp32")
+    return wish  # type: ignore[return-value]  # the schema has checked it
+
+
+def make_accelerator(precision: Precision) -> Any:
+    """Make Accelerate's Accelerator; one process may need several, one after another."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # Its state is global and refuses a second precision, though a cache pass and a training run may differ.
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return the context in which a forward pass runs in this precision."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def predict(
+    model: Classifier,
+    data: Encoded,
+    indices: Array,
+    tokens_per_batch: int,
+    precision: Precision,
+    progress: Tracker | None = None,
+) -> Floats:
+    """Compute logits of some documents on this process.
+
+    Args:
+        model: in evaluation mode, on its device.
+        data: the split.
+        indices: ``(n,)`` the documents.
+        tokens_per_batch: of a forward pass, padding included.
+        precision: of the forward pass.
+        progress: advanced by documents.
+
+    Returns:
+        ``(n, classes)`` float32, in the order of ``indices``.
+    """
+    device = next(model.parameters()).device
+    result = np.zeros((len(data), model.task.classes), np.float32)
+    for part in micro_batches(data, indices, tokens_per_batch, model.bucket):
+        with torch.inference_mode(), autocast(precision, device):
+            result[part] = model(collate(data, part).to(device)).float().cpu().numpy()
+        if progress is not None:
+            progress.advance(len(part))
+    return result[indices]
+
+
+def predict_all(model: Classifier, data: Encoded, tokens_per_batch: int, precision: Precision, accelerator: Any) -> Floats:
+    """Compute logits of a whole split, shared among all processes; every process gets all of them.
+
+    Each document is computed once: its logits are added to the other processes' zeros, which is exact.
+    """
+    training = model.training
+    model.eval()
+    everything = np.arange(len(data))
+    mine = share(everything, data.longest_window, accelerator.process_index, accelerator.num_processes)
+    result = np.zeros((len(data), model.task.classes), np.float32)
+    result[mine] = predict(model, data, mine, tokens_per_batch, precision)
+    model.train(training)
+    if accelerator.num_processes > 1:
+        summed = accelerator.reduce(torch.from_numpy(result).to(accelerator.device), "sum")
+        return np.asarray(summed.cpu().numpy())
+    return result
+
+
+def out_of_memory(error: BaseException) -> OutOfMemory | None:
+    """Recognise a lack of memory, on a GPU or a CPU, and say what to do about it."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in text or "can't allocate memory" in text:
+        return OutOfMemory("out of memory; halve train.tokens_per_batch (the batch size and the result stay the same)")
+    return None

@@ -1,0 +1,260 @@
+"""Classifiers: an architecture, its weights, its tokenizer and its window, as one thing that reads text.
+
+Knows that architectures are files with ``Config``, ``build`` and ``forward``; knows none by name. A saved
+folder is what ``from_pretrained`` and ``pipeline`` read, with ``distill.json`` beside for the view.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill import catalog, hub, padded
+from distill.batching import Batch, Bucket, collate, micro_batches, one_bucket
+from distill.encoding import Tokenizer, encode_texts
+from distill.errors import DataError, DistillError, RecipeError
+from distill.files import read_json, replacing_folder, write_json
+from distill.recipe import Model
+from distill.tasks import Floats, TaskSpec
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+SECTIONS = ("teacher", "student")
+ABOUT = "distill.json"
+
+
+class Predictor(Protocol):
+    """Whatever turns documents into logits."""
+
+    labels: list[str]
+
+    @property
+    def parameters(self) -> int:
+        """Count of fitted numbers."""
+
+    def logits(self, rows: Sequence[tuple[str, str | None]], tokens_per_batch: int = 16384) -> Floats:
+        """Return ``(documents, classes)`` for (text, text_pair or None)."""
+
+
+class Classifier(nn.Module):
+    """A transformers classifier that reads packed batches of documents."""
+
+    def __init__(
+        self, model: Any, config: Model, tokenizer: Tokenizer, task: TaskSpec, module: ModuleType | SimpleNamespace
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.tokenizer = tokenizer
+        self.task = task
+        self._forward = module.forward
+        bucket = getattr(module, "bucket", None)
+        self.bucket: Bucket = (lambda length: int(bucket(model, config, length))) if bucket else one_bucket
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return list(self.task.labels)
+
+    @property
+    def parameters_count(self) -> int:
+        """Count of weights, shared ones once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Compute logits ``(documents, classes)`` in fp32; those of several windows are averaged."""
+        logits: Tensor = self._forward(self.model, self.config, batch).float()
+        if len(logits) == batch.size:
+            return logits
+        pooled = logits.new_zeros(batch.size, logits.shape[1]).index_add(0, batch.documents, logits)
+        return pooled / torch.bincount(batch.documents, minlength=batch.size).unsqueeze(1)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder that ``from_pretrained`` reads, complete or not at all."""
+        with replacing_folder(folder) as aside:
+            self.model.save_pretrained(aside)
+            self.tokenizer.model_max_length = self.config.max_length
+            self.tokenizer.save_pretrained(aside)
+            section = "teacher" if self.config.architecture in catalog.names("teacher") else "student"
+            write_json(
+                aside / ABOUT,
+                {
+                    "section": section,
+                    "model": self.config.model_dump(mode="json"),
+                    "task": {"kind": self.task.kind, "labels": list(self.task.labels), "metric": self.task.metric},
+                },
+            )
+
+
+class TextReader:
+    """A classifier with the text's way in: tokenise, view, batch, forward."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier.eval()
+        self.labels = classifier.labels
+
+    @property
+    def parameters(self) -> int:
+        """Count of weights."""
+        return self.classifier.parameters_count
+
+    def logits(self, rows: Sequence[tuple[str, str | None]], tokens_per_batch: int = 16384) -> Floats:
+        """Return ``(documents, classes)``."""
+        data = encode_texts(self.classifier.tokenizer, [rows], self.classifier.config)
+        result = np.zeros((len(rows), self.classifier.task.classes), np.float32)
+        for indices in micro_batches(data, np.arange(len(rows)), tokens_per_batch, self.classifier.bucket):
+            with torch.inference_mode():
+                result[indices] = self.classifier(collate(data, indices)).numpy()
+        return result
+
+
+def quiet() -> None:
+    """Silence what transformers prints beside errors: our own checks say what a user must know."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def layers(model: Any) -> nn.ModuleList:
+    """Return the stack of encoder layers of any transformers encoder."""
+    return next(m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+
+
+def freeze(model: Any, embeddings: bool, lowest: int) -> None:
+    """Keep the embeddings, and the lowest layers, as they are.
+
+    Raises:
+        RecipeError: the model has fewer layers.
+    """
+    stack = layers(model)
+    if lowest > len(stack):
+        raise RecipeError(f"train.freeze_layers: {lowest} layers to freeze, and the model has {len(stack)}")
+    for part in [*([model.base_model.embeddings] if embeddings else []), *stack[:lowest]]:
+        part.requires_grad_(False)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash all weights by name and value, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_tokenizer(config: Model, section: str, teacher: Path | None = None) -> Tokenizer:
+    """Load the tokenizer that a recipe's section names: its own, its checkpoint's or its teacher's."""
+    from transformers import AutoTokenizer
+
+    quiet()
+    name = config.tokenizer or config.checkpoint
+    if name is None:
+        if teacher is None:
+            raise RecipeError(f"{section}.tokenizer is missing; without a checkpoint it says where the tokenizer is")
+        return AutoTokenizer.from_pretrained(str(teacher))
+    key = f"{section}.tokenizer" if config.tokenizer else f"{section}.checkpoint"
+    where = hub.checkpoint(name, key) if not Path(name).is_dir() else name
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{key}: no tokenizer in {name}: {str(error).splitlines()[0][:160]}") from None
+
+
+def build(config: Model, section: str, task: TaskSpec, seed: int, teacher: Path | None = None) -> Classifier:
+    """Make a classifier that is to be trained.
+
+    Args:
+        config: the recipe's section.
+        section: ``"teacher"`` or ``"student"``.
+        task: gives the head its width and its names.
+        seed: of the weights that no checkpoint gives.
+        teacher: the teacher's model folder, for students that take something from it.
+
+    Raises:
+        RecipeError: the checkpoint is of another architecture or reads fewer tokens than max_length.
+        HubError: the checkpoint is neither here nor reachable.
+    """
+    module = catalog.load(section, config.architecture)
+    tokenizer = load_tokenizer(config, section, teacher)
+    torch.manual_seed(seed)
+    model = module.build(config, task, tokenizer, teacher)
+    model.config.id2label = dict(enumerate(task.labels))
+    model.config.label2id = {name: number for number, name in enumerate(task.labels)}
+    model.config.problem_type = task.problem_type
+    return Classifier(model, config, tokenizer, task, module)
+
+
+def _foreign(folder: Path | str, config: Any) -> tuple[Model, ModuleType | None]:
+    """Describe a classifier that was not trained here, by its transformers configuration."""
+    for section in SECTIONS:
+        for name in catalog.names(section):
+            module = catalog.load(section, name)
+            if getattr(module, "MODEL_TYPE", None) == config.model_type:
+                length = min(module.positions(config), 1 << 20)
+                return module.Config(architecture=name, checkpoint=str(folder), max_length=length), module
+    length = int(getattr(config, "max_position_embeddings", 512))
+    return Model(architecture=config.model_type, checkpoint=str(folder), max_length=length), None
+
+
+def load(folder: Path | str, config: Model | None = None) -> Classifier:
+    """Load a fine-tuned classifier: a run's ``model/``, or any folder or hub id that transformers reads.
+
+    Args:
+        folder: the folder or hub id.
+        config: how it reads; what the folder says where absent.
+
+    Raises:
+        DataError: no classifier is there.
+    """
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    quiet()
+    about = read_json(Path(folder) / ABOUT) if (Path(folder) / ABOUT).is_file() else None
+    try:
+        hf_config = AutoConfig.from_pretrained(folder)
+        if not about and not any("SequenceClassification" in a for a in hf_config.architectures or []):
+            raise DataError(f"{folder}: not a fine-tuned classifier ({', '.join(hf_config.architectures or ['?'])})")
+        module: ModuleType | SimpleNamespace | None
+        if about:
+            module = catalog.load(about["section"], about["model"]["architecture"])
+            own: Model = module.Config.model_validate(about["model"])
+            task = TaskSpec(about["task"]["kind"], tuple(about["task"]["labels"]), about["task"]["metric"])
+        else:
+            own, module = _foreign(folder, hf_config)
+            names = tuple(hf_config.id2label[i] for i in range(hf_config.num_labels))
+            kinds = {"multi_label_classification": "multi_label", "regression": "regression"}
+            task = TaskSpec(kinds.get(str(hf_config.problem_type), "single_label"), names, "nll")  # type: ignore[arg-type]
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
+    module = module or SimpleNamespace(forward=padded.forward)
+    return Classifier(model, config or own, tokenizer, task, module).eval()
+
+
+def load_predictor(folder: Path) -> Predictor:
+    """Load any finished run's ``model/`` folder, transformers or not, for reading texts.
+
+    Raises:
+        DistillError: there is no model in the folder.
+    """
+    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else None
+    if about is not None:
+        module = catalog.load(about["section"], about["model"]["architecture"])
+        if hasattr(module, "load_predictor"):
+            predictor: Predictor = module.load_predictor(folder)
+            return predictor
+    if not folder.is_dir():
+        raise DistillError(f"{folder.parent.name} has no model yet; has it finished?")
+    return TextReader(load(folder))

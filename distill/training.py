@@ -1,0 +1,265 @@
+"""The one training loop, for teachers and students, on one process or many, through Accelerate.
+
+Teacher and student differ in their documents and their objective; both are passed in. The loop knows no
+architecture and no file but its checkpoints and its journal.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill import checkpoint, models
+from distill.batching import collate, micro_batches, share, steps, steps_per_epoch
+from distill.checkpoint import TrainState
+from distill.encoding import Encoded
+from distill.errors import Diverged, Interrupted
+from distill.losses import Objective
+from distill.models import Classifier
+from distill.progress import track
+from distill.recipe import Train
+from distill.runs import RunFolder
+from distill.tasks import Array, Floats, better
+
+Lookup = Callable[[Array], Floats]
+"""Row ids ``(documents,)`` to teacher logits ``(documents, classes)``."""
+Evaluate = Callable[[Classifier], dict[str, float]]
+"""Validation figures by name."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training run; the model holds its best weights."""
+
+    steps: int
+    seconds: float
+    tokens: int
+    best: float
+    best_step: int
+
+
+class Stop:
+    """Whether somebody asked this process to end: the first signal waits for the step's end."""
+
+    asked = False
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a wish, so that a checkpoint can be written; a second ends at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def total_steps(settings: Train, documents: int) -> int:
+    """Count the optimizer steps of a run."""
+    each = steps_per_epoch(documents, settings.batch_size)
+    total = max(1, math.ceil(settings.epochs * each))
+    return total if settings.max_steps is None else min(total, settings.max_steps)
+
+
+def learning_rate(settings: Train, step: int, total: int) -> float:
+    """Return the learning rate of a step, counted from 0: a linear warm-up, then the schedule down to 0.
+
+    The published recipes' warm-ups may be longer than a short trial of theirs: it is cut to a tenth then.
+    """
+    warmup = settings.warmup_steps if settings.warmup_steps < total else total // 10
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    gone = (step - warmup) / max(1, total - warmup)
+    factor = 1 - gone if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
+    return settings.learning_rate * factor
+
+
+def make_optimizer(model: torch.nn.Module, settings: Train) -> torch.optim.Optimizer:
+    """Make AdamW (Loshchilov and Hutter 2019), fused; biases and norms do not decay."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for _, p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def train(
+    model: Classifier,
+    data: Encoded,
+    objective: Objective,
+    settings: Train,
+    evaluate: Evaluate,
+    metric: str,
+    folder: RunFolder,
+    accelerator: Any,
+    meaning: dict[str, Any],
+    lookup: Lookup | None = None,
+    on_evaluation: Callable[[], None] = lambda: None,
+) -> Trained:
+    """Train a classifier; it holds the weights of its best evaluation afterwards.
+
+    Args:
+        model: on any device; Accelerate moves it.
+        data: labelled and unlabelled documents, the same on every process.
+        objective: the weighted terms.
+        settings: the recipe's.
+        evaluate: validation figures; it is called on every process.
+        metric: which of them selects.
+        folder: the run's, for checkpoints and the journal.
+        accelerator: Accelerate's, made for ``settings.precision``.
+        meaning: what a resume must find equal.
+        lookup: the teacher's logits by row id, when the objective reads them.
+        on_evaluation: called on the main process after each evaluation, for trackers.
+
+    Raises:
+        Diverged: the loss is not finite.
+        Interrupted: somebody asked to stop; a checkpoint has been written.
+    """
+    if settings.gradient_checkpointing:
+        model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    models.freeze(model.model, settings.freeze_embeddings, settings.freeze_layers)
+    optimizer = make_optimizer(model, settings)
+    total = total_steps(settings, len(data))
+    every = settings.evaluate_every or steps_per_epoch(len(data), settings.batch_size)
+    lengths = data.longest_window * data.window_counts
+    rank, world = accelerator.process_index, accelerator.num_processes
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+
+    state, best_weights = TrainState(meaning=meaning), None
+    whole = checkpoint.latest(folder.checkpoints)
+    if whole is not None:
+        state, best_weights = checkpoint.load(whole, model, optimizer.optimizer, meaning)
+    began = time.monotonic() - state.seconds
+    wrapped.train()
+    losses: dict[str, float] = {}
+    with track(f"{folder.name}: training", total) as progress, listening() as stop:
+        progress.skip(state.step)
+        for documents in steps(len(data), settings.batch_size, settings.seed, state.step):
+            if state.step >= total or (settings.patience and state.since_best >= settings.patience):
+                break
+            # Dropout is a function of (seed, step, rank), so that a resumed run repeats it to the bit.
+            torch.manual_seed(int(np.random.SeedSequence([settings.seed, state.step, rank]).generate_state(1)[0]))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, state.step, total)
+            losses = _step(wrapped, model, data, documents, lengths, objective, settings, optimizer, accelerator, lookup)
+            if not all(math.isfinite(value) for value in losses.values()):
+                raise Diverged(
+                    f"{folder.name}: the loss is not finite at step {state.step + 1} ({losses}); "
+                    "lower train.learning_rate, or set train.precision=fp32"
+                )
+            state.step += 1
+            state.tokens += int((data.window_counts[documents] * data.longest_window[documents]).sum())
+            progress.advance(1, f"loss {losses['loss']:.3f}")
+            asked = _any_rank(stop.asked, accelerator)
+            if state.step % every == 0 or state.step == total:
+                state.seconds = time.monotonic() - began
+                figures = {f"train/{name}": value for name, value in losses.items()}
+                figures["train/learning_rate"] = learning_rate(settings, state.step - 1, total)
+                figures["train/tokens_per_second"] = state.tokens / max(state.seconds, 1e-9)
+                found = evaluate(model)
+                wrapped.train()
+                if better(metric, found[metric], state.best):
+                    state.best, state.best_step, state.since_best = found[metric], state.step, 0
+                    best_weights = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+                else:
+                    state.since_best += 1
+                if accelerator.is_main_process:
+                    folder.log(state.step, figures | {f"eval/{name}": value for name, value in found.items()})
+                    checkpoint.save(folder.checkpoints, model, optimizer.optimizer, best_weights, state)
+                    on_evaluation()
+            elif state.step % 10 == 0 and accelerator.is_main_process:
+                folder.log(state.step, {f"train/{name}": value for name, value in losses.items()})
+            if asked and state.step < total:
+                state.seconds = time.monotonic() - began
+                if accelerator.is_main_process:
+                    checkpoint.save(folder.checkpoints, model, optimizer.optimizer, best_weights, state)
+                accelerator.wait_for_everyone()
+                raise Interrupted(f"{folder.name}: stopped at step {state.step} of {total}")
+    if best_weights is None or state.best is None:
+        raise Diverged(f"{folder.name}: no evaluation gave a {metric}; the model's outputs are not finite")
+    model.load_state_dict(best_weights)
+    return Trained(state.step, state.seconds, state.tokens, state.best, state.best_step)
+
+
+def _any_rank(asked: bool, accelerator: Any) -> bool:
+    """Say whether any process was asked to stop, so that all stop at the same step."""
+    if accelerator.num_processes == 1:
+        return asked
+    flag = torch.tensor([int(asked)], device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum").item())
+
+
+def _step(
+    wrapped: Any,
+    model: Classifier,
+    data: Encoded,
+    documents: Array,
+    lengths: Array,
+    objective: Objective,
+    settings: Train,
+    optimizer: Any,
+    accelerator: Any,
+    lookup: Lookup | None,
+) -> dict[str, float]:
+    """Make one optimizer step over ``documents``; return the mean of each term, unweighted, and their sum.
+
+    Each term is divided by the number of documents that it applies to in the whole step, so that neither
+    the cut into micro-batches nor the number of processes changes it.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = share(documents, lengths, rank, world)
+    idle = len(mine) == 0  # the last step of an epoch may have fewer documents than there are processes
+    labelled = max(1, int(data.labelled[documents].sum()))
+    counts = [labelled if term.kind == "hard" else len(documents) for term in objective.terms]
+    parts = micro_batches(data, documents[:1] if idle else mine, settings.tokens_per_batch, model.bucket)
+    sums = torch.zeros(len(objective.terms), device=accelerator.device)
+    for at, indices in enumerate(parts):
+        logits = lookup(data.row_id[indices]) if lookup and objective.needs_teacher else None
+        batch = collate(data, indices, logits).to(accelerator.device)
+        last = at == len(parts) - 1
+        with nullcontext() if last else accelerator.no_sync(wrapped):
+            student = wrapped(batch)
+            loss: Tensor = student.sum() * 0.0
+            for number, (term, count) in enumerate(zip(objective.terms, counts, strict=True)):
+                value = objective.per_document(term, student, batch).sum() / count
+                if not idle:
+                    sums[number] += value.detach()
+                    loss = loss + term.weight * value
+            # Gradients are averaged over processes; the terms above are shares of one sum.
+            accelerator.backward(loss * world)
+    if settings.clip_norm is not None:
+        accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if world > 1:
+        sums = accelerator.reduce(sums, "sum")
+    values = sums.tolist()
+    result = {"loss": sum(t.weight * v for t, v in zip(objective.terms, values, strict=True))}
+    for term, value in zip(objective.terms, values, strict=True):
+        result[f"loss_{term.kind}"] = value
+    return result

@@ -1,0 +1,110 @@
+"""Longformer (Beltagy et al. 2020): a sliding window of keys, and global tokens that see everything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from distill.errors import RecipeError
+from distill.recipe import Teacher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from distill.batching import Batch
+    from distill.tasks import TaskSpec
+
+MODEL_TYPE = "longformer"
+
+
+class Config(Teacher):
+    """Longformer's fields."""
+
+    architecture: Literal["longformer"]
+    window: int | list[int] = 512
+    """Tokens that one token sees, half of them on each side; one number, or one for each layer."""
+    global_tokens: int = Field(default=1, ge=1)
+    """How many tokens at the beginning see all and are seen by all; the first one is classified."""
+
+    @model_validator(mode="after")
+    def _even(self) -> Config:
+        windows = self.window if isinstance(self.window, list) else [self.window]
+        if not windows or any(w < 2 or w % 2 for w in windows):
+            raise ValueError("window must be even and at least 2: half of it lies on each side")
+        return self
+
+
+def positions(config: Any) -> int:
+    """Return how many tokens a checkpoint reads."""
+    return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
+
+
+def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
+    """Build from a Longformer checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
+    import torch
+    from transformers import LongformerConfig, LongformerForSequenceClassification
+
+    from distill import checkpoints
+    from distill.teachers import _lengthen
+
+    key = "teacher.checkpoint"
+
+    def windows(depth: int) -> list[int]:
+        result = config.window if isinstance(config.window, list) else [config.window] * depth
+        if len(result) != depth:
+            raise RecipeError(f"teacher.window has {len(result)} numbers, and the model has {depth} layers")
+        return result
+
+    if config.checkpoint is None:
+        base = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "sep_token_id": tokenizer.sep_token_id}
+        made = LongformerConfig(**{**base, **config.config}, num_labels=task.classes)
+        made.attention_window = windows(made.num_hidden_layers)
+        if "max_position_embeddings" not in config.config:
+            made.max_position_embeddings = config.max_length + made.pad_token_id + 1
+        checkpoints.check_length(config.max_length, positions(made), "teacher")
+        return LongformerForSequenceClassification(made)
+    found = checkpoints.read_config(config.checkpoint, key, (MODEL_TYPE, *_lengthen.SHORT_TYPES))
+    if found.model_type == MODEL_TYPE and (not config.lengthen or config.max_length <= positions(found)):
+        checkpoints.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
+        fields = {"attention_window": windows(found.num_hidden_layers), **config.config}
+        return checkpoints.from_checkpoint(LongformerForSequenceClassification, config.checkpoint, key, task, **fields)
+    encoder = _lengthen.encoder(config, found)
+    pad = int(encoder.fields["pad_token_id"])
+    # Longformer numbers its tokens from pad + 1 on, and has no pooler.
+    positions_table = torch.cat([encoder.positions.new_zeros(pad + 1, encoder.positions.shape[1]), encoder.positions])
+    made = LongformerConfig(
+        **{
+            **encoder.fields,
+            "attention_window": windows(encoder.fields["num_hidden_layers"]),
+            "max_position_embeddings": len(positions_table),
+            "sep_token_id": tokenizer.sep_token_id,
+            **config.config,
+        },
+        num_labels=task.classes,
+    )
+    weights = {n: w for n, w in encoder.weights.items() if not n.startswith("pooler.")}
+    for name in [n for n in weights if ".attention.self." in n]:
+        for kind in ("query", "key", "value"):
+            if f".{kind}." in name:
+                weights.setdefault(name.replace(f".{kind}.", f".{kind}_global."), weights[name].clone())
+    weights["embeddings.position_embeddings.weight"] = positions_table
+    model = LongformerForSequenceClassification(made)
+    checkpoints.fill(model, {f"longformer.{n}": w for n, w in weights.items()}, config.checkpoint, key)
+    return model
+
+
+def forward(model: Any, config: Config, batch: Batch) -> Tensor:
+    """Run the stock forward with the first tokens global; logits ``(windows, classes)``."""
+    import torch
+
+    from distill import padded
+
+    arguments = padded.inputs(model, batch)
+    mask = torch.zeros_like(arguments["attention_mask"])
+    mask[:, : config.global_tokens] = 1
+    mask = mask * arguments["attention_mask"]
+    logits: Tensor = model(**arguments, global_attention_mask=mask).logits
+    return logits
