@@ -59,33 +59,36 @@ def _area(size: float | None, largest: float) -> float:
     return max(_SMALLEST, _LARGEST * size / largest) if size else _SMALLEST
 
 
-def _legends(axes: Axes, points: Sequence[Point], largest: float) -> None:
-    """Put what colours and areas mean beside the chart."""
+def _legends(figure: Figure, axes: Axes, points: Sequence[Point], largest: float) -> None:
+    """Say beside the chart what colours and areas mean."""
     from matplotlib.lines import Line2D
 
-    def dot(colour: str, area: float, label: str, **style: Any) -> Line2D:
-        return Line2D([], [], ls="", marker="o", color=colour, ms=math.sqrt(area), label=label, **style)
+    def dot(x: Sequence[float], y: Sequence[float], area: float, **style: Any) -> Line2D:
+        return Line2D(x, y, ls="", marker="o", ms=math.sqrt(area), **style)
 
-    roles = [dot(c, 64, role) for role, c in COLOURS.items() if any(p.role == role for p in points)]
-    line = Line2D([], [], color="#777777", lw=1, label="Pareto front")
-    place: dict[str, Any] = {"loc": "upper left", "frameon": False, "alignment": "left", "borderaxespad": 0.0}
-    axes.add_artist(axes.legend(handles=[*roles, line], bbox_to_anchor=(1.02, 1.0), **place))
+    roles = [role for role in COLOURS if any(p.role == role for p in points)]
+    axes.legend(
+        handles=[
+            *(dot([], [], 64, color=COLOURS[role], label=role) for role in roles),
+            Line2D([], [], color="#777777", lw=1, label="Pareto front"),
+        ],
+        bbox_to_anchor=(1.02, 1.0),
+        loc="upper left",
+        frameon=False,
+        borderaxespad=0.0,
+    )
     sizes = sorted(p.bytes for p in points if p.bytes)
-    if not sizes:
-        return
-    shown: list[int] = []  # the smallest and the largest model, and a middle one
-    for size in (sizes[-1], sizes[len(sizes) // 2], sizes[0]):
+    shown: list[int] = []  # the largest model, a middle one and the smallest, where they look different
+    for size in (sizes[-1], sizes[len(sizes) // 2], sizes[0]) if sizes else ():
         if not shown or _area(size, largest) < 0.6 * _area(shown[-1], largest):
             shown.append(size)
-    handles = [dot("none", _area(s, largest), size_name(s), markeredgecolor="#555555") for s in shown]
-    axes.legend(
-        handles=handles,
-        title="Size on disk (area)",
-        bbox_to_anchor=(1.02, 0.66),
-        handleheight=math.sqrt(_area(shown[0], largest)) / 9,
-        handlelength=3.2,
-        **place,
-    )
+    if shown:
+        figure.text(0.82, 0.63, "Area: size on disk", fontsize=10)
+    for number, size in enumerate(shown):
+        y = 0.58 - 0.055 * number
+        style = {"color": "none", "markeredgecolor": "#555555", "transform": figure.transFigure}
+        figure.add_artist(dot([0.84], [y], _area(size, largest), **style))
+        figure.text(0.87, y, size_name(size), va="center", fontsize=10)
 
 
 def _overlap(box: Bbox, others: Sequence[Bbox]) -> float:
@@ -215,7 +218,7 @@ def draw(
     axes.set_xlabel(cost_label, fontsize=11)
     axes.set_ylabel(quality_label, fontsize=11)
     axes.set_title(title, fontsize=13, loc="left", pad=12)
-    _legends(axes, points, largest)
+    _legends(figure, axes, points, largest)
     _label(figure, axes, points, largest, steps)
     with replacing(path) as aside:
         figure.savefig(aside, format="png", dpi=DPI)

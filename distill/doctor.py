@@ -5,6 +5,7 @@ Each check looks once, changes nothing, and gives up after three seconds where a
 
 from __future__ import annotations
 
+import http.client
 import os
 import platform
 import shutil
@@ -136,7 +137,7 @@ def _answer(url: str) -> str | None:
         error.close()
         # Below 500 a server has understood and declined; above, or 407, a gateway speaks in its place.
         return f"HTTP {error.code}" if error.code >= 500 or error.code == 407 else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return str(getattr(error, "reason", error)) or type(error).__name__
     return None
 
@@ -147,7 +148,7 @@ def _tracker() -> Check:
     fix = "set MLFLOW_TRACKING_URI to a server that answers, or unset it; training goes on without one"
     trouble: str | None = None
     if where.startswith(("http://", "https://")):
-        trouble = _answer(where.rstrip("/") + "/health")
+        trouble = _answer(tracking.public(where).rstrip("/") + "/health")
     elif file is None or file.parent.exists():
         try:
             tracking.probe(where)

@@ -193,6 +193,13 @@ def build(config: Model, section: str, task: TaskSpec, seed: int, teacher: Path 
     return Classifier(model, config, tokenizer, task, module)
 
 
+def read_settings(folder: Path | str) -> dict[str, Any] | None:
+    """Read what :meth:`Classifier.save` wrote of the window and the task; None for models from elsewhere."""
+    about = Path(folder) / ABOUT
+    result: dict[str, Any] | None = read_json(about) if about.is_file() else None
+    return result
+
+
 def _foreign(folder: Path | str, config: Any) -> tuple[Model, ModuleType | None]:
     """Describe a classifier that was not trained here, by its transformers configuration."""
     for section in SECTIONS:
@@ -220,7 +227,7 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     quiet()
-    about = read_json(Path(folder) / ABOUT) if (Path(folder) / ABOUT).is_file() else None
+    about = read_settings(folder)
     try:
         hf_config = AutoConfig.from_pretrained(folder)
         if not about and not any("SequenceClassification" in a for a in hf_config.architectures or []):
@@ -249,7 +256,7 @@ def load_predictor(folder: Path) -> Predictor:
     Raises:
         DistillError: there is no model in the folder.
     """
-    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else None
+    about = read_settings(folder)
     if about is not None:
         module = catalog.load(about["section"], about["model"]["architecture"])
         if hasattr(module, "load_predictor"):

@@ -369,3 +369,8 @@ def load(name: str, settings: Sequence[str] = (), student: str | None = None) ->
     for setting in settings:
         _override(raw, setting)
     return build(raw, where)
+
+
+def descriptions() -> dict[str, str]:
+    """List the recipes that ship, with the line that describes each."""
+    return {name: str(_extended(name).get("description", "")) for name in catalog.recipes()}

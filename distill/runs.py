@@ -17,7 +17,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -228,3 +228,21 @@ def every() -> list[RunFolder]:
     """List all runs, oldest first."""
     folders = [RunFolder(p.parent) for p in runs_folder().glob("*/run.json") if not p.parent.name.startswith(("_", "."))]
     return sorted(folders, key=lambda folder: folder.read().created)
+
+
+def find_recipe(teachers: Sequence[str]) -> Path | None:
+    """Return the recipe of the first teacher that is a run here."""
+    for name in teachers:
+        if _NAME.fullmatch(name) and (runs_folder() / name / "recipe.yaml").is_file():
+            return runs_folder() / name / "recipe.yaml"
+    return None
+
+
+def refuse_unfinished(name: str) -> None:
+    """Raise UsageError when a name can only be a run's, and that run is absent or has not finished."""
+    if "/" in name or name.startswith(("~", ".")) or re.fullmatch(r"[0-9a-f]{32}", name):
+        return
+    run = find(name).read()
+    if run.status != "finished":
+        verb = "teacher" if run.role == "teacher" else "student"
+        raise UsageError(f"{name} has not finished ({run.status}); go on with it: distill {verb} --resume {name}")

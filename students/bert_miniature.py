@@ -44,19 +44,19 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     """Build from the checkpoint, or from scratch."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from distill import checkpoints
+    from distill import pretrained
     from distill.errors import RecipeError
 
     if config.checkpoint is not None:
         key = "student.checkpoint"
-        found = checkpoints.read_config(config.checkpoint, key, ("bert",))
+        found = pretrained.read_config(config.checkpoint, key, ("bert",))
         if (found.num_hidden_layers, found.hidden_size) != (config.layers, config.width):
             raise RecipeError(
                 f"{key}: {config.checkpoint} has {found.num_hidden_layers} layers of width {found.hidden_size}, "
                 f"and the recipe says {config.layers} of {config.width}"
             )
-        checkpoints.check_length(config.max_length, found.max_position_embeddings, "student")
-        return checkpoints.from_checkpoint(BertForSequenceClassification, config.checkpoint, key, task, **config.config)
+        pretrained.check_length(config.max_length, found.max_position_embeddings, "student")
+        return pretrained.from_checkpoint(BertForSequenceClassification, config.checkpoint, key, task, **config.config)
     fields = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,

@@ -32,13 +32,13 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     """Build from the checkpoint, or from scratch."""
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-    from distill import checkpoints
+    from distill import pretrained
 
     if config.checkpoint is not None:
         key = "student.checkpoint"
-        found = checkpoints.read_config(config.checkpoint, key, (MODEL_TYPE,))
-        checkpoints.check_length(config.max_length, positions(found), "student")
-        return checkpoints.from_checkpoint(
+        found = pretrained.read_config(config.checkpoint, key, (MODEL_TYPE,))
+        pretrained.check_length(config.max_length, positions(found), "student")
+        return pretrained.from_checkpoint(
             DistilBertForSequenceClassification, config.checkpoint, key, task, **config.config
         )
     fields = {

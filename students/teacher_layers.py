@@ -41,7 +41,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     """Build the sibling and copy the teacher's weights into it; the head is new."""
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-    from distill import checkpoints
+    from distill import pretrained
 
     if teacher is None:
         raise RecipeError("student.architecture: teacher_layers needs a teacher of the families " + ", ".join(SIBLINGS))
@@ -57,7 +57,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     first = 0 if kind == "bert" else int(found.pad_token_id) + 1
     weights = dict(source.state_dict())
     table = "embeddings.position_embeddings.weight"
-    checkpoints.check_length(config.max_length, len(weights[table]) - first, "student")
+    pretrained.check_length(config.max_length, len(weights[table]) - first, "student")
     weights[table] = weights[table][: first + config.max_length].clone()
     names = (
         "vocab_size hidden_size num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
@@ -82,5 +82,5 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     picked |= {f"pooler.dense.{n}": w for n, w in pooler.items() if w is not None}
     picked |= {n: w for n, w in weights.items() if n.startswith("pooler.dense.")}
     named = {f"{model.base_model_prefix}.{n}": w for n, w in picked.items()}
-    checkpoints.fill(model, {n: w for n, w in named.items() if n in own}, str(teacher), "teacher")
+    pretrained.fill(model, {n: w for n, w in named.items() if n in own}, str(teacher), "teacher")
     return model

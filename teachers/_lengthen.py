@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distill import checkpoints
+from distill import pretrained
 from distill.errors import RecipeError
 from distill.recipe import Teacher
 
@@ -48,7 +48,7 @@ def encoder(config: Teacher, found: Any) -> Encoder:
             f"teacher.checkpoint: {config.checkpoint} is a {found.model_type} model of "
             f"{found.max_position_embeddings} positions; set teacher.lengthen=true to make a {config.architecture} of it"
         )
-    weights = checkpoints.backbone_weights(config.checkpoint, "teacher.checkpoint")
+    weights = pretrained.backbone_weights(config.checkpoint, "teacher.checkpoint")
     table = weights.pop("embeddings.position_embeddings.weight")
     weights = {name: w for name, w in weights.items() if not name.endswith(("position_ids", "token_type_ids"))}
     # RoBERTa and Longformer keep the rows up to and with the padding's for padding.
@@ -56,4 +56,4 @@ def encoder(config: Teacher, found: Any) -> Encoder:
     learnt = table[first:]
     length = max(config.max_length, len(learnt))
     fields = {name: getattr(found, name) for name in _FIELDS if hasattr(found, name)}
-    return Encoder(fields, weights, checkpoints.tile(learnt, length), length)
+    return Encoder(fields, weights, pretrained.tile(learnt, length), length)

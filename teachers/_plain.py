@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from distill import checkpoints
+from distill import pretrained
 from distill.recipe import Teacher
 from distill.tasks import TaskSpec
 
@@ -39,20 +39,20 @@ def build(
         made = AutoConfig.for_model(model_type, **{**fields, **config.config})
         if "max_position_embeddings" not in config.config:
             made.max_position_embeddings = config.max_length + reserved(made)
-        checkpoints.check_length(config.max_length, positions(made), "teacher")
+        pretrained.check_length(config.max_length, positions(made), "teacher")
         return AutoModelForSequenceClassification.from_config(made)
     key = "teacher.checkpoint"
-    found = checkpoints.read_config(config.checkpoint, key, (model_type,))
+    found = pretrained.read_config(config.checkpoint, key, (model_type,))
     longer = config.lengthen and config.max_length > positions(found)
     if not longer:
-        checkpoints.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
-        return checkpoints.from_checkpoint(
+        pretrained.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
+        return pretrained.from_checkpoint(
             AutoModelForSequenceClassification, config.checkpoint, key, task, **config.config
         )
-    weights = checkpoints.backbone_weights(config.checkpoint, key)
+    weights = pretrained.backbone_weights(config.checkpoint, key)
     first, table = reserved(found), "embeddings.position_embeddings.weight"
     weights[table] = torch.cat(
-        [weights[table][:first], checkpoints.tile(weights[table][first:], config.max_length)]
+        [weights[table][:first], pretrained.tile(weights[table][first:], config.max_length)]
     )
     for field, value in {**config.config, "max_position_embeddings": len(weights[table])}.items():
         setattr(found, field, value)
@@ -60,5 +60,5 @@ def build(
     model = AutoModelForSequenceClassification.from_config(found)
     own = set(model.base_model.state_dict())
     prefixed = {f"{model.base_model_prefix}.{name}": w for name, w in weights.items() if name in own}
-    checkpoints.fill(model, prefixed, config.checkpoint, key)
+    pretrained.fill(model, prefixed, config.checkpoint, key)
     return model

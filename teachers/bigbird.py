@@ -58,7 +58,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     """Build from a BigBird checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
     from transformers import BigBirdConfig, BigBirdForSequenceClassification
 
-    from distill import checkpoints
+    from distill import pretrained
     from distill.teachers import _lengthen
 
     key = "teacher.checkpoint"
@@ -75,12 +75,12 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
             "max_position_embeddings": config.max_length,
         }
         made = BigBirdConfig(**{**base, **fields}, num_labels=task.classes)
-        checkpoints.check_length(config.max_length, positions(made), "teacher")
+        pretrained.check_length(config.max_length, positions(made), "teacher")
         return BigBirdForSequenceClassification(made)
-    found = checkpoints.read_config(config.checkpoint, key, (MODEL_TYPE, *_lengthen.SHORT_TYPES))
+    found = pretrained.read_config(config.checkpoint, key, (MODEL_TYPE, *_lengthen.SHORT_TYPES))
     if found.model_type == MODEL_TYPE and (not config.lengthen or config.max_length <= positions(found)):
-        checkpoints.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
-        return checkpoints.from_checkpoint(BigBirdForSequenceClassification, config.checkpoint, key, task, **fields)
+        pretrained.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
+        return pretrained.from_checkpoint(BigBirdForSequenceClassification, config.checkpoint, key, task, **fields)
     encoder = _lengthen.encoder(config, found)
     weights = {f"bert.{name.replace('pooler.dense', 'pooler')}": w for name, w in encoder.weights.items()}
     made = BigBirdConfig(
@@ -89,7 +89,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     )
     weights["bert.embeddings.position_embeddings.weight"] = encoder.positions
     model = BigBirdForSequenceClassification(made)
-    checkpoints.fill(model, weights, config.checkpoint, key)
+    pretrained.fill(model, weights, config.checkpoint, key)
     return model
 
 

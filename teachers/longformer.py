@@ -47,7 +47,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     import torch
     from transformers import LongformerConfig, LongformerForSequenceClassification
 
-    from distill import checkpoints
+    from distill import pretrained
     from distill.teachers import _lengthen
 
     key = "teacher.checkpoint"
@@ -64,13 +64,13 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         made.attention_window = windows(made.num_hidden_layers)
         if "max_position_embeddings" not in config.config:
             made.max_position_embeddings = config.max_length + made.pad_token_id + 1
-        checkpoints.check_length(config.max_length, positions(made), "teacher")
+        pretrained.check_length(config.max_length, positions(made), "teacher")
         return LongformerForSequenceClassification(made)
-    found = checkpoints.read_config(config.checkpoint, key, (MODEL_TYPE, *_lengthen.SHORT_TYPES))
+    found = pretrained.read_config(config.checkpoint, key, (MODEL_TYPE, *_lengthen.SHORT_TYPES))
     if found.model_type == MODEL_TYPE and (not config.lengthen or config.max_length <= positions(found)):
-        checkpoints.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
+        pretrained.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
         fields = {"attention_window": windows(found.num_hidden_layers), **config.config}
-        return checkpoints.from_checkpoint(LongformerForSequenceClassification, config.checkpoint, key, task, **fields)
+        return pretrained.from_checkpoint(LongformerForSequenceClassification, config.checkpoint, key, task, **fields)
     encoder = _lengthen.encoder(config, found)
     pad = int(encoder.fields["pad_token_id"])
     # Longformer numbers its tokens from pad + 1 on, and has no pooler.
@@ -92,7 +92,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
                 weights.setdefault(name.replace(f".{kind}.", f".{kind}_global."), weights[name].clone())
     weights["embeddings.position_embeddings.weight"] = positions_table
     model = LongformerForSequenceClassification(made)
-    checkpoints.fill(model, {f"longformer.{n}": w for n, w in weights.items()}, config.checkpoint, key)
+    pretrained.fill(model, {f"longformer.{n}": w for n, w in weights.items()}, config.checkpoint, key)
     return model
 
 

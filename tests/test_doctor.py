@@ -3,8 +3,10 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,36 @@ def test_a_dead_server_is_told_without_its_password(monkeypatch: pytest.MonkeyPa
     assert not check.ok
     assert "secret" not in check.found
     assert "training goes on" in check.fix
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[int]]]:
+    """A server that answers every request with the code in the list."""
+    code = [200]
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(code[0])
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}", code
+        served.shutdown()
+
+
+@pytest.mark.parametrize(("code", "ok"), [(200, True), (401, True), (404, True), (503, False), (407, False)])
+def test_a_server_is_there_when_it_answers_itself_and_not_when_a_gateway_does(
+    server: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch, code: int, ok: bool
+) -> None:
+    address, answers = server
+    answers[0] = code
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    assert (found("tracker").ok, found("hub").ok) == (ok, ok)
 
 
 def test_a_hub_that_is_out_of_reach_is_told_with_the_ways_around_it() -> None:

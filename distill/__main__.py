@@ -1,0 +1,45 @@
+"""The command line's door: errors of a user's become one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run ``distill``; exit with the code of distill.errors."""
+    import typer
+
+    from distill.cli import app
+    from distill.errors import DistillError, Interrupted
+    from distill.progress import say
+
+    # Newer typers carry a click of their own: its base error is found by way of a name that typer exports.
+    click_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    debug = "--debug" in sys.argv[1:] or bool(os.environ.get("DISTILL_DEBUG"))
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(arguments, prog_name="distill", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except click_error as error:
+        if debug:
+            raise
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context else ""
+        message = error.format_message()
+        say(f"distill: {message[:1].lower()}{message[1:].rstrip('.')}{hint}")
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        say("distill: stopped; `distill runs` shows what can be resumed")
+        sys.exit(Interrupted.exit_code)
+    except DistillError as error:
+        if debug:
+            raise
+        say(f"distill: {error}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""The command line: verbs and their options. No logic: each verb calls the module that has it.
+
+Nothing heavy is imported at the top, so that help and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from distill.errors import UsageError
+
+app = typer.Typer(
+    name="distill",
+    help="Distil long-document classifiers into small ones, with results that can be believed.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Start here: distill teacher --recipe quickstart. Add --debug to any command for a traceback.",
+)
+recipes_app = typer.Typer(help="List, show and copy the recipes that ship.", no_args_is_help=False)
+cache_app = typer.Typer(help="Cache a teacher's logits; list and verify caches.", no_args_is_help=False)
+app.add_typer(recipes_app, name="recipes", invoke_without_command=True)
+app.add_typer(cache_app, name="cache", invoke_without_command=True)
+
+RecipeOption = Annotated[Optional[str], typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
+SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Change a key: teacher.train.learning_rate=3e-5. Repeatable.")]
+NameOption = Annotated[Optional[str], typer.Option("--name", help="The run's name; run1, run2, … where absent.")]
+TeacherOption = Annotated[
+    Optional[list[str]],
+    typer.Option("--teacher", "-t", help="A run, an MLflow run id, a model folder or a hub id. Repeat for an ensemble."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Read the data, show what would be done and what it costs, and stop.")]
+ResumeOption = Annotated[Optional[str], typer.Option("--resume", help="Go on with this run, with its own recipe.")]
+
+
+@app.command(epilog="Example: distill teacher --recipe imdb --set teacher.train.learning_rate=3e-5")
+def teacher(
+    recipe: RecipeOption = None, set_: SetOption = None, name: NameOption = None, resume: ResumeOption = None, dry_run: DryRun = False
+) -> None:
+    """Fine-tune a long-context teacher."""
+    from distill import recipe as recipes
+    from distill import runs, show
+    from distill.progress import say
+
+    if (recipe is None) == (resume is None):
+        raise UsageError("give --recipe to begin a run, or --resume to go on with one")
+    if resume is not None and (set_ or name):
+        raise UsageError("--resume goes on with the run's own recipe and name: leave --set and --name out")
+    found = recipes.load(recipe or str(runs.find(resume or "").recipe), set_ or [])
+    recipe_name = recipe if recipe else runs.find(resume or "").read().recipe
+    from distill import stages
+
+    done = stages.train_teacher(found, recipe_name, name, resume, dry=dry_run)
+    if isinstance(done, stages.Plan):
+        show.plan(done)
+        return
+    show.finished([done])
+    say(f"next: distill student --teacher {done.name}")
+
+
+@app.command(epilog="Example: distill student --teacher run1 --student bert_tiny --seeds 3")
+def student(
+    teacher: TeacherOption = None,
+    student: Annotated[Optional[str], typer.Option("--student", help="bert_tiny, distilbert, tfidf, … in place of the recipe's.")] = None,
+    recipe: RecipeOption = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Train this many, with different seeds.")] = 1,
+    control: Annotated[bool, typer.Option("--control/--no-control", help="Train the same student without the teacher beside it.")] = True,
+    logits: Annotated[Optional[str], typer.Option(help="Use these cached logits (a cache's name or folder).")] = None,
+    set_: SetOption = None,
+    name: NameOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train small students on labels and on the teacher's logits, each beside its control."""
+    from distill import recipe as recipes
+    from distill import runs, show
+    from distill.progress import say
+
+    if resume is not None:
+        if teacher or recipe or set_ or name or student or logits:
+            raise UsageError("--resume goes on with what the run was asked for: leave the other options out")
+        asked = runs.find(resume).read()
+        if "student" not in asked.command:
+            raise UsageError(f"--resume: {resume} is a {asked.role}'s run; distill teacher --resume {resume}")
+        from distill import stages
+
+        job = stages.StudentJob(**asked.command)
+    else:
+        own = runs.find_recipe(teacher or [])
+        if recipe is None and own is None:
+            raise UsageError("--recipe is missing: the teacher is no run here, so it has no recipe of its own")
+        found = recipes.load(recipe or str(own), set_ or [], student)
+        if dry_run:
+            from distill import stages
+
+            show.plan(stages.plan_students(found, teacher or []))
+            return
+        if name is not None and (runs.runs_folder() / runs.check_name(name)).exists():
+            raise UsageError(f"run {name} exists already; take another --name, or --resume {name}")
+        for one in teacher or []:
+            runs.refuse_unfinished(one)
+        from distill import stages
+
+        job = stages.StudentJob(
+            teachers=list(teacher or []),
+            recipe=found.dump(),
+            recipe_name=recipe or runs.find((teacher or [""])[0]).read().recipe,
+            student=student or found.student.architecture,
+            group=name or runs.next_name(),
+            seeds=seeds,
+            control=control,
+            logits=logits,
+        )
+    done = stages.train_students(job)
+    show.finished(done)
+    say(f"next: distill compare {job.group}")
+
+
+@cache_app.callback(epilog="Example: distill cache --teacher run1 --split transfer; distill cache ls; distill cache verify")
+def cache(
+    context: typer.Context,
+    teacher: TeacherOption = None,
+    split: Annotated[Optional[list[str]], typer.Option(help="train, validation or transfer; all of them where absent.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Write a teacher's logits down, once for all students."""
+    if context.invoked_subcommand is not None:
+        return
+    if not teacher:
+        raise UsageError("--teacher is missing; distill cache ls lists what is cached")
+    from distill import recipe as recipes
+    from distill import runs
+
+    for one in split or []:
+        if one not in ("train", "validation", "transfer"):
+            raise UsageError(f"--split: no split {one!r} to cache; train, validation or transfer")
+    own = runs.find_recipe(teacher)
+    if recipe is None and own is None:
+        raise UsageError("--recipe is missing: the teacher is no run here, so it has no recipe of its own")
+    found = recipes.load(recipe or str(own), set_ or [])
+    from distill import stages
+
+    corpus = stages.load_corpus(found)
+    for one in teacher:
+        cached = stages.cache_logits(stages.find_teacher(one), found, corpus, split)
+        typer.echo(f"{cached.folder.name}: {len(cached):,} rows")
+
+
+@cache_app.command("ls", epilog="Example: distill cache ls")
+def cache_list() -> None:
+    """List the caches."""
+    from distill import show
+
+    show.caches()
+
+
+@cache_app.command("verify", epilog="Example: distill cache verify 3f2a9c0d1b7e4a55")
+def cache_verify(names: Annotated[Optional[list[str]], typer.Argument(help="Caches; all where absent.")] = None) -> None:
+    """Compare every shard with its hash, and look for NaN."""
+    from distill import logits
+
+    for folder in [logits.find(name) for name in names] if names else logits.every():
+        typer.echo(f"{folder.name}: {logits.verify(folder):,} rows, every hash holds")
+
+
+@app.command(epilog="Example: distill compare run2 --no-bench")
+def compare(
+    names: Annotated[Optional[list[str]], typer.Argument(metavar="[RUN]...", help="Runs or groups; the newest experiment's where absent.")] = None,
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure latency, throughput and memory.")] = True,
+    report: Annotated[Optional[Path], typer.Option(help="Where the report goes; into the newest run's folder where absent.")] = None,
+) -> None:
+    """Show what each model costs and gives, side by side; write a report and a chart."""
+    from distill import show
+
+    show.comparison(names or [], bench=bench, report=report)
+
+
+@app.command(epilog="Example: distill predict --run run2 reviews.txt > labels.jsonl")
+def predict(
+    file: Annotated[Path, typer.Argument(help="Lines of text, a csv or a jsonl; - for standard input.")],
+    run: Annotated[str, typer.Option("--run", help="A finished run.")],
+    text: Annotated[str, typer.Option(help="The text's column.")] = "text",
+    text_pair: Annotated[Optional[str], typer.Option(help="The second text's column.")] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write here in place of standard output.")] = None,
+) -> None:
+    """Classify documents: a line of JSON each, with label and probabilities."""
+    from distill import runs
+
+    runs.refuse_unfinished(run)
+    from distill import prediction
+
+    prediction.predict(runs.find(run), file, text, text_pair, output)
+
+
+@app.command(epilog="Example: distill validate my-recipe.yaml --set teacher.max_length=512")
+def validate(recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")], set_: SetOption = None) -> None:
+    """Check a recipe without reading its data."""
+    from distill import recipe as recipes
+
+    found = recipes.load(recipe, set_ or [])
+    typer.echo(f"{recipe}: a valid recipe ({found.teacher.architecture} teacher, {found.student.architecture} student)")
+
+
+@recipes_app.callback(epilog="Example: distill recipes copy imdb my-recipe.yaml")
+def recipes_list(context: typer.Context) -> None:
+    """List the recipes that ship, a line each."""
+    if context.invoked_subcommand is not None:
+        return
+    from distill import recipe as recipes
+
+    shipped = recipes.descriptions()
+    width = max(len(name) for name in shipped)
+    for name, description in shipped.items():
+        typer.echo(f"{name:<{width}}  {description}")
+
+
+@recipes_app.command("show", epilog="Example: distill recipes show quickstart")
+def recipes_show(name: Annotated[str, typer.Argument(help="A recipe's name.")]) -> None:
+    """Print a recipe as it was written."""
+    from distill import recipe as recipes
+
+    typer.echo(recipes.find(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes_app.command("copy", epilog="Example: distill recipes copy quickstart my-recipe.yaml")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="A recipe's name.")],
+    path: Annotated[Optional[Path], typer.Argument(help="The new file; NAME.yaml here where absent.")] = None,
+) -> None:
+    """Copy a recipe, to change it."""
+    from distill import recipe as recipes
+    from distill.files import write_text
+
+    target = path or Path(f"{name}.yaml")
+    if target.exists():
+        raise UsageError(f"{target} exists already; give another path")
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent}")
+    write_text(target, recipes.find(name).read_text(encoding="utf-8"))
+    typer.echo(f"{target}: change it, then distill validate {target}")
+
+
+@app.command("runs", epilog="Example: distill runs --json")
+def list_runs(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """List all runs."""
+    from distill import runs
+
+    if as_json:
+        rows: list[dict[str, Any]] = [vars(folder.read()) for folder in runs.every()]
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    from distill import show
+
+    show.runs_table()
+
+
+@app.command(epilog="Example: distill ui --port 5000")
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1; the next free one when taken.")] = 5000) -> None:
+    """Start MLflow's pages on this machine and print the address of the charts."""
+    from distill import show
+
+    show.ui(port)
+
+
+@app.command(epilog="Example: distill sync run1")
+def sync(names: Annotated[Optional[list[str]], typer.Argument(metavar="[RUN]...", help="Runs; all where absent.")] = None) -> None:
+    """Send to MLflow what it has not heard yet."""
+    from distill import runs, tracking
+
+    folders = [runs.find(name) for name in names] if names else runs.every()
+    sent = [tracking.sync(folder) for folder in folders]
+    if not all(sent):
+        raise UsageError(f"{sent.count(False)} of {len(sent)} runs could not be sent; is {tracking.uri()} reachable?")
+    typer.echo(f"{len(sent)} runs are on {tracking.uri()}")
+
+
+@app.command(epilog="Example: distill doctor")
+def doctor() -> None:
+    """Check versions, devices, memory, disk, tracker and hub; say how to mend what is wrong."""
+    from distill import show
+
+    show.doctor()

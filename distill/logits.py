@@ -1,0 +1,384 @@
+"""The logit cache: content-addressed, joined by row id, complete or absent, memory-mapped.
+
+    <key>/key.json           what the logits depend on: weights, tokenizer, window, precision, labels
+    <key>/<sha256[:32]>.safetensors    row_id (n,) int64 and logits (n, classes), named by their content
+    <key>/manifest.json      written last: every shard's full hash, and what the gate found
+
+A shard whose name is not its hash is not a shard, so a pass that was killed goes on at the rows that are
+missing. The key says nothing of the data: one cache serves every student, any tokenizer, and more text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.errors import LogitsError, nearest
+from distill.files import read_json, replacing, sha256_file, sha256_json, write_json
+from distill.recipe import Cache
+from distill.runs import runs_folder
+from distill.tasks import Array, Floats, Kind, log_probabilities, quality
+
+if TYPE_CHECKING:
+    from distill.encoding import Encoded
+    from distill.models import Classifier
+
+FORMAT = 1
+NOT_READING = ("train", "checkpoint", "tokenizer", "config", "lengthen")
+"""Recipe keys of a model that do not change what it says of a document once its weights are given."""
+GATE_ROWS = 16
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
+"""How far a logit may move, relative to max(1, |logit|), when its document stands in another batch."""
+_CONFIG_NOISE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+
+
+def key_of(model: Classifier, precision: str, dtype: str) -> dict[str, Any]:
+    """Say everything that a cached logit depends on."""
+    from distill.models import weights_hash
+
+    config = {k: v for k, v in model.model.config.to_dict().items() if k not in _CONFIG_NOISE}
+    reading = {k: v for k, v in model.config.model_dump(mode="json").items() if k not in NOT_READING}
+    backend = model.tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return {
+        "format": FORMAT,
+        "weights": weights_hash(model.model),
+        "config": sha256_json(config),
+        "tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(),
+        "reading": reading,
+        "precision": precision,
+        "dtype": dtype,
+        "kind": model.task.kind,
+        "labels": list(model.task.labels),
+    }
+
+
+def folder_of(key: dict[str, Any]) -> Path:
+    """Return where logits of this key are kept."""
+    return runs_folder() / "_logits" / sha256_json(key)[:16]
+
+
+def _shards(folder: Path) -> list[Path]:
+    """List the shards whose content is what their name says."""
+    return [p for p in sorted(folder.glob("*.safetensors")) if sha256_file(p).startswith(p.stem)]
+
+
+def _ids(shard: Path) -> Array:
+    from safetensors import safe_open
+
+    with safe_open(shard, "np") as file:
+        return np.asarray(file.get_tensor("row_id"))
+
+
+def missing(folder: Path, row_ids: Array) -> Array:
+    """Return those of the row ids that no complete shard holds, sorted, each once."""
+    have = [_ids(shard) for shard in _shards(folder)]
+    return np.setdiff1d(row_ids, np.concatenate(have) if have else np.zeros(0, np.int64))
+
+
+def write_shard(folder: Path, row_ids: Array, logits: Floats, dtype: str) -> Path:
+    """Write one shard, complete or not at all.
+
+    Raises:
+        LogitsError: a logit is not finite; the row is named.
+    """
+    from safetensors.numpy import save_file
+
+    stored = logits.astype(dtype)
+    bad = ~np.isfinite(stored).all(axis=1)
+    if bad.any():
+        raise LogitsError(f"the teacher's logits of row {int(row_ids[bad][0])} are not finite; try cache.precision=fp32")
+    staged = folder / f"{int(row_ids[0])}.part"
+    with replacing(staged) as aside:
+        save_file({"row_id": np.ascontiguousarray(row_ids), "logits": np.ascontiguousarray(stored)}, aside)
+    shard = folder / f"{sha256_file(staged)[:32]}.safetensors"
+    staged.replace(shard)
+    return shard
+
+
+def fill(
+    folder: Path, key: dict[str, Any], model: Classifier, data: Encoded, settings: Cache, accelerator: Any, title: str
+) -> int:
+    """Compute and write the logits that are missing; each process writes shards of its own.
+
+    Args:
+        folder: of this key.
+        key: what :func:`key_of` says.
+        model: the teacher, in evaluation mode, on its device.
+        data: all rows that are needed.
+        settings: the recipe's.
+        accelerator: Accelerate's.
+        title: for the progress bar.
+
+    Returns:
+        Rows that had to be computed, over all processes.
+    """
+    from distill.inference import predict
+    from distill.progress import track
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        write_json(folder / "key.json", key)
+        for leftover in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    wanted = missing(folder, data.row_id)
+    accelerator.wait_for_everyone()
+    if not len(wanted):
+        return 0
+    ids, first = np.unique(data.row_id, return_index=True)
+    rows = first[np.searchsorted(ids, wanted)]
+    # Documents of like length share a shard, and so a batch: little padding, and shards cut by tokens.
+    rows = rows[np.argsort(data.longest_window[rows], kind="stable")]
+    pieces = [rows[at : at + settings.rows_per_shard] for at in range(0, len(rows), settings.rows_per_shard)]
+    mine = pieces[accelerator.process_index :: accelerator.num_processes]
+    with track(title, sum(len(piece) for piece in mine)) as progress:
+        for piece in mine:
+            logits = predict(model, data, piece, settings.tokens_per_batch, key["precision"], progress)
+            write_shard(folder, data.row_id[piece], logits, settings.dtype)
+    accelerator.wait_for_everyone()
+    return len(wanted)
+
+
+def write_manifest(folder: Path, gate: dict[str, Any]) -> None:
+    """Write the manifest: from now on the cache counts as whole."""
+    shards = [{"file": p.name, "rows": len(_ids(p)), "sha256": sha256_file(p)} for p in _shards(folder)]
+    rows = sum(int(shard["rows"]) for shard in shards)
+    write_json(folder / "manifest.json", {"format": FORMAT, "rows": rows, "shards": shards, "gate": gate})
+
+
+def check_invariance(folder: Path, key: dict[str, Any], model: Classifier, data: Encoded, seed: int = 0) -> float:
+    """Recompute a few random rows alone and in another batch, and compare them with the cache.
+
+    Returns:
+        The largest difference, relative to max(1, |logit|).
+
+    Raises:
+        LogitsError: a document's logits depend on its batch.
+    """
+    from distill.inference import predict
+
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(len(data), size=min(GATE_ROWS, len(data)), replace=False)
+    cached = Logits(folder, key, verify=False)(data.row_id[rows])
+    worst = 0.0
+    together = predict(model, data, rows, 1 << 14, key["precision"])
+    alone = np.concatenate([predict(model, data, rows[[i]], 1 << 14, key["precision"]) for i in range(len(rows))])
+    for again in (together, alone):
+        gaps = np.abs(again - cached) / np.maximum(1, np.abs(cached))
+        worst = max(worst, float(gaps.max()))
+        if gaps.max() > TOLERANCE[key["precision"]]:
+            row = data.row_id[rows[gaps.max(axis=1).argmax()]]
+            raise LogitsError(
+                f"{folder.name}: row {row} has other logits in another batch (by {gaps.max():.3g} of {TOLERANCE[key['precision']]} allowed); "
+                "this teacher cannot be cached"
+            )
+    return worst
+
+
+class Logits:
+    """Cached logits, read by row id.
+
+    Args:
+        folder: the cache's.
+        expected: what the key must be; a difference is named. None: whatever is there.
+        verify: compare every shard's hash and look for NaN.
+
+    Raises:
+        LogitsError: no whole cache, a damaged shard, another key.
+    """
+
+    def __init__(self, folder: Path, expected: dict[str, Any] | None = None, *, verify: bool = True) -> None:
+        from safetensors import safe_open
+
+        if not (folder / "key.json").is_file():
+            raise LogitsError(f"{folder}: no cached logits here (key.json is missing)")
+        self.folder = folder
+        self.key: dict[str, Any] = read_json(folder / "key.json")
+        if expected is not None:
+            refuse_difference(self.key, expected, folder.name)
+        names: list[Path]
+        if verify:
+            if not (folder / "manifest.json").is_file():
+                raise LogitsError(f"{folder.name}: the caching pass has not finished; distill cache goes on with it")
+            names = [folder / shard["file"] for shard in read_json(folder / "manifest.json")["shards"]]
+            _verify(folder)
+        else:
+            names = _shards(folder)
+        ids, shard_of, row_of, self._maps = [], [], [], []
+        for number, path in enumerate(names):
+            with safe_open(path, "pt") as file:  # "pt" maps the file; nothing is read before it is asked for
+                row_ids = file.get_tensor("row_id").numpy()
+                self._maps.append(file.get_tensor("logits").numpy())
+            ids.append(row_ids)
+            shard_of.append(np.full(len(row_ids), number, np.int32))
+            row_of.append(np.arange(len(row_ids), dtype=np.int32))
+        everything = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+        self._ids, order = np.unique(everything, return_index=True)
+        self._shard = np.concatenate(shard_of)[order] if ids else np.zeros(0, np.int32)
+        self._row = np.concatenate(row_of)[order] if ids else np.zeros(0, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def require(self, row_ids: Array) -> None:
+        """Raise LogitsError unless every row is here."""
+        absent = ~np.isin(row_ids, self._ids)
+        if absent.any():
+            raise LogitsError(
+                f"{self.folder.name}: {int(absent.sum()):,} of {len(row_ids):,} rows have no cached logits (the first is row id "
+                f"{int(row_ids[absent][0])}); they were cached from other data"
+            )
+
+    def __call__(self, row_ids: Array) -> Floats:
+        """Look rows up: ``(n,)`` row ids to ``(n, classes)`` float32."""
+        at = np.minimum(np.searchsorted(self._ids, row_ids), max(len(self._ids) - 1, 0))
+        if not len(self._ids) or not (self._ids[at] == row_ids).all():
+            self.require(row_ids)
+        shards, rows = self._shard[at], self._row[at]
+        result = np.empty((len(row_ids), len(self.key["labels"])), np.float32)
+        for shard in np.unique(shards):
+            mask = shards == shard
+            result[mask] = self._maps[shard][rows[mask]]
+        return result
+
+
+def refuse_difference(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:
+    """Raise LogitsError that names the first thing in which two keys differ."""
+    words = {
+        "weights": "another teacher's weights",
+        "config": "another configuration of the teacher",
+        "tokenizer": "another tokenizer",
+        "labels": "another label order",
+        "precision": "another precision",
+        "dtype": "another dtype",
+        "kind": "another kind of task",
+        "format": "another format of the cache",
+    }
+    for name in expected:
+        was, wanted = found.get(name), expected[name]
+        if was == wanted:
+            continue
+        if name == "reading" and isinstance(was, dict):
+            part = next(k for k in {*was, *wanted} if was.get(k) != wanted.get(k))
+            raise LogitsError(f"{where}: these logits were read with {part}={was.get(part)}, and {wanted.get(part)} is wanted")
+        shown = f" ({was}, not {wanted})" if name not in ("weights", "config", "tokenizer") else ""
+        raise LogitsError(f"{where}: these logits are of {words.get(name, name)}{shown}")
+
+
+def _verify(folder: Path) -> int:
+    """Check a whole cache against its manifest; return its rows."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    manifest = read_json(folder / "manifest.json")
+    rows = 0
+    for shard in manifest["shards"]:
+        path = folder / Path(shard["file"]).name
+        if not path.is_file():
+            raise LogitsError(f"{folder.name}: shard {path.name} is missing; distill cache computes it again")
+        if sha256_file(path) != shard["sha256"]:
+            raise LogitsError(f"{folder.name}: shard {path.name} is damaged (its hash differs); delete it, and distill cache computes it again")
+        try:
+            arrays = load_file(path)
+        except SafetensorError as error:
+            raise LogitsError(f"{folder.name}: shard {path.name} cannot be read: {error}") from None
+        if len(arrays["row_id"]) != len(arrays["logits"]) or not np.isfinite(arrays["logits"]).all():
+            raise LogitsError(f"{folder.name}: shard {path.name} holds NaN or too few rows; delete it, and distill cache computes it again")
+        rows += len(arrays["row_id"])
+    return rows
+
+
+def every() -> list[Path]:
+    """List the caches of the runs folder."""
+    return sorted(p.parent for p in (runs_folder() / "_logits").glob("*/key.json"))
+
+
+def find(name: str) -> Path:
+    """Find a cache by its name in the runs folder, or by its path.
+
+    Raises:
+        LogitsError: there is none.
+    """
+    path = Path(name)
+    if (path / "key.json").is_file():
+        return path
+    known = {p.name: p for p in every()}
+    if name not in known:
+        raise LogitsError(f"no cached logits called {name!r}{nearest(name, known)}")
+    return known[name]
+
+
+def verify(folder: Path) -> int:
+    """Check every shard of a cache.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        LogitsError: it is not whole, or a shard is damaged.
+    """
+    if not (folder / "manifest.json").is_file():
+        raise LogitsError(f"{folder.name}: the caching pass has not finished; distill cache goes on with it")
+    return _verify(folder)
+
+
+def check_labels(found: Sequence[str], wanted: Sequence[str], who: str) -> str | None:
+    """Compare a teacher's label order with the task's.
+
+    Returns:
+        A sentence to tell when the teacher has only numbers for names.
+
+    Raises:
+        LogitsError: other labels, or the same ones in another order.
+    """
+    if list(found) == list(wanted):
+        return None
+    if len(found) == len(wanted) and all(name == f"LABEL_{i}" for i, name in enumerate(found)):
+        return f"{who} names no labels; its class numbers are taken to be {', '.join(wanted)}"
+    what = "the same labels in another order" if sorted(found) == sorted(wanted) else "other labels"
+    raise LogitsError(
+        f"{who} has {what}: {', '.join(found)} there, {', '.join(wanted)} in the data; "
+        f"set task.labels=[{', '.join(found)}] if the data agrees with it"
+    )
+
+
+def check_quality(kind: Kind, logits: Floats, labels: Array, metric: str, evaluated: float | None, who: str) -> float:
+    """Compare the quality of cached validation logits with what the teacher's own run had measured.
+
+    Returns:
+        The metric on the cached logits.
+
+    Raises:
+        LogitsError: it is lower by more than a point, or (for a teacher that was not trained here) no
+            better than always guessing the most frequent class.
+    """
+    found = quality(kind, logits, labels)[metric]
+    if evaluated is not None and abs(found - evaluated) > 0.01:
+        raise LogitsError(
+            f"{who}: {metric} of the cached validation logits is {found:.3f}, and {evaluated:.3f} was measured when it was trained; "
+            "the data or the model has changed since"
+        )
+    if evaluated is None and kind == "single_label":
+        accuracy = quality(kind, logits, labels)["accuracy"]
+        guess = float(np.bincount(labels).max() / len(labels))
+        if accuracy < guess - 0.05:
+            raise LogitsError(f"{who}: its accuracy on validation is {accuracy:.3f}, worse than guessing ({guess:.3f}); is the label order swapped?")
+    return found
+
+
+def mean(kind: Kind, stack: Sequence[Floats], how: str) -> Floats:
+    """Make one target of several teachers' logits, ``(documents, classes)`` each.
+
+    ``mean_log_probs`` averages log softmax (a geometric mean of the probabilities); for multi-label and
+    regression tasks the mean of the logits, which are log-odds or the predictions themselves.
+    """
+    if how == "mean_log_probs" and kind == "single_label":
+        stack = [log_probabilities(kind, logits).astype(np.float32) for logits in stack]
+    return np.asarray(np.mean(stack, axis=0, dtype=np.float32))

@@ -1,0 +1,95 @@
+"""Classify a file of documents with a finished run. Knows no architecture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from distill import models
+from distill.errors import DataError, nearest
+from distill.files import read_json, replacing
+from distill.progress import track
+from distill.runs import RunFolder
+from distill.tasks import predictions, probabilities
+
+AT_ONCE = 256
+
+
+def read(file: Path, text: str, text_pair: str | None) -> Iterator[tuple[str, str | None]]:
+    """Read documents from lines of text, a csv (by its header) or a jsonl; ``-`` is standard input.
+
+    Raises:
+        DataError: the file is missing, not UTF-8, not JSON, or has no such column.
+    """
+    try:
+        with ExitStack() as stack:
+            stream: TextIO = sys.stdin if str(file) == "-" else stack.enter_context(file.open(encoding="utf-8", newline=""))
+            yield from _rows(stream, file, text, text_pair)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)") from None
+
+
+def _rows(stream: TextIO, file: Path, text: str, text_pair: str | None) -> Iterator[tuple[str, str | None]]:
+    suffix = file.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
+        for line in stream:
+            yield line.rstrip("\r\n"), None
+        return
+    records: Iterator[tuple[int, dict[str, Any]]]
+    if suffix in (".csv", ".tsv"):
+        csv.field_size_limit(1 << 30)
+        records = enumerate(csv.DictReader(stream, delimiter="\t" if suffix == ".tsv" else ","), start=2)
+    else:
+        records = _json_lines(stream, file)
+    for number, record in records:
+        for column in (text, text_pair):
+            if column is not None and not isinstance(record.get(column), str):
+                raise DataError(f"{file.name}, line {number}: no text in column {column!r}{nearest(column, map(str, record))}")
+        yield record[text], record[text_pair] if text_pair else None
+
+
+def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file.name}, line {number}: not JSON: {error.msg}") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{file.name}, line {number}: must be an object with the key of the text")
+        yield number, record
+
+
+def predict(folder: RunFolder, file: Path, text: str, text_pair: str | None, output: Path | None) -> None:
+    """Write a line of JSON for each document: ``label`` (or ``labels``, ``value``) and ``probabilities``."""
+    rows = list(read(file, text, text_pair))
+    predictor = models.load_predictor(folder.model)
+    kind = read_json(folder.model / models.ABOUT)["task"]["kind"]
+    with ExitStack() as stack:
+        target = stack.enter_context(replacing(output)) if output else None
+        stream = stack.enter_context(target.open("w", encoding="utf-8")) if target else sys.stdout
+        progress = stack.enter_context(track("predicting", len(rows)))
+        for start in range(0, len(rows), AT_ONCE):
+            part = rows[start : start + AT_ONCE]
+            logits = predictor.logits(part)
+            chances, answers = probabilities(kind, logits), predictions(kind, logits)
+            for answer, chance in zip(answers, chances, strict=True):
+                stream.write(json.dumps(_line(kind, predictor.labels, answer, chance), ensure_ascii=False) + "\n")
+            progress.advance(len(part))
+
+
+def _line(kind: str, labels: list[str], answer: Any, chance: Any) -> dict[str, Any]:
+    if kind == "regression":
+        return {"value": round(float(answer), 6)}
+    scores = {name: round(float(p), 6) for name, p in zip(labels, chance, strict=True)}
+    if kind == "multi_label":
+        return {"labels": [name for name, yes in zip(labels, answer, strict=True) if yes], "probabilities": scores}
+    return {"label": labels[int(answer)], "probabilities": scores}

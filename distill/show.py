@@ -1,0 +1,150 @@
+"""What a person sees of results: tables and closing words. Knows no training."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from distill import logits, runs
+from distill.errors import UsageError
+from distill.files import read_json
+from distill.planning import size
+from distill.progress import duration, out, say, track
+from distill.runs import RunFolder
+
+if TYPE_CHECKING:
+    from distill.stages import Plan
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def finished(folders: list[RunFolder]) -> None:
+    """Show the figures of runs that have just finished."""
+    table = _table("run", "model", "role", "metric", "validation", "test", "time", right=("validation", "test", "time"))
+    for folder in folders:
+        run, found = folder.read(), folder.metrics()
+        metric = found["task"]["metric"]
+        table.add_row(
+            run.name, run.model, run.role, metric, f"{found['validation'][metric]:.3f}", f"{found['test'][metric]:.3f}",
+            duration(found["train"]["seconds"]),
+        )  # fmt: skip
+    out.print(table)
+
+
+def plan(found: Plan) -> None:
+    """Show what a run would do and cost."""
+    table = _table("split", "rows", "labels", "tokens 5/50/95/100 %", "truncated", right=("rows", "truncated"))
+    for name, split in found.splits.items():
+        labels = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in split["labels"].items())
+        tokens = " / ".join(f"{v:,}" for v in split["tokens"].values())
+        table.add_row(name, f"{split['rows']:,}", labels or "not read", tokens, f"{split['truncated']:.1%}")
+    out.print(table)
+    cost = found.cost
+    out.print(
+        f"{found.title}: {cost.parameters:,} parameters, {cost.steps:,} steps, about {size(cost.memory)} of memory "
+        f"and {size(cost.disk)} of disk",
+        markup=False,
+    )
+    for note in found.notes:
+        out.print(note, markup=False)
+
+
+def runs_table() -> None:
+    """List all runs."""
+    table = _table("run", "role", "model", "recipe", "status", "test", "began", right=("test",))
+    for folder in runs.every():
+        run, found = folder.read(), folder.metrics()
+        metric = found["task"]["metric"] if found else ""
+        test = f"{metric} {found['test'][metric]:.3f}" if found else ""
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
+        table.add_row(run.name, run.role, run.model, run.recipe, run.status, test, began)
+    if table.row_count:
+        out.print(table)
+    else:
+        out.print("no runs yet; distill teacher --recipe quickstart", markup=False)
+
+
+def caches() -> None:
+    """List the caches of logits."""
+    table = _table("cache", "rows", "labels", "window", "precision", "state", right=("rows", "window"))
+    for folder in logits.every():
+        key = read_json(folder / "key.json")
+        whole = (folder / "manifest.json").is_file()
+        rows = f"{read_json(folder / 'manifest.json')['rows']:,}" if whole else ""
+        reading = key["reading"]
+        table.add_row(
+            folder.name, rows, ", ".join(key["labels"])[:40], f"{reading['max_length']:,} {reading['view']}", key["precision"],
+            "whole" if whole else "unfinished",
+        )  # fmt: skip
+    if table.row_count:
+        out.print(table)
+    else:
+        out.print("no cached logits yet; distill cache --teacher RUN", markup=False)
+
+
+def comparison(names: list[str], *, bench: bool, report: Path | None) -> None:
+    """Compare runs: tables on the terminal, a report on disk."""
+    from distill import comparison as comparing
+
+    folders = comparing.collect(names)
+    costs = _bench(folders) if bench else None
+    found = comparing.compare(folders, costs)
+    for table in comparing.tables(found, out.width):
+        out.print(table)
+        out.print()
+    for note in found.notes:
+        out.print(note, markup=False)
+    target = report or max(folders, key=lambda folder: folder.read().created).path / "report"
+    for path in comparing.write_report(found, target):
+        say(f"wrote {path}")
+
+
+def _bench(folders: list[RunFolder]) -> object:
+    raise NotImplementedError
+
+
+def ui(port: int) -> None:
+    """Start MLflow on loopback, print the address, and wait."""
+    from distill import tracking
+
+    for folder in runs.every():
+        tracking.sync(folder)
+    newest = runs.every()
+    experiment = newest[-1].read().experiment if newest else "distill"
+    server, port = tracking.start_ui(port)
+    out.print(tracking.deep_link(port, experiment), markup=False, soft_wrap=True)
+    if server is None:
+        return
+    say("Ctrl-C ends the server")
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        server.terminate()
+        server.wait()
+
+
+def doctor() -> None:
+    """Show what is well and what is not.
+
+    Raises:
+        UsageError: something is wrong.
+    """
+    from distill.doctor import checks
+
+    found = checks()
+    table = _table("", "check", "found")
+    for check in found:
+        table.add_row("ok" if check.ok else "!!", check.name, check.found)
+    out.print(table)
+    for check in found:
+        if not check.ok:
+            out.print(f"{check.name}: {check.fix}", markup=False)

@@ -1,0 +1,497 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill import tracking
+from distill.errors import HubError, UsageError
+from distill.files import read_json, write_json
+from distill.runs import Run, RunFolder, create
+
+RECIPE = """\
+description: a test
+data:
+  source: package://reviews/train.csv
+  where:
+    "reader's (own)": [1, 2]
+  label: ''
+student:
+  losses:
+  - kind: soft
+    temperature: 2.0
+  max_steps: null
+"""
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making its tables takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path) -> Iterator[Path]:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    shutil.copy(migrated, folder / "mlflow.db")
+    monkeypatch.setenv("DISTILL_RUNS", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name, value in tracking._ENVIRONMENT.items():  # so that what sync sets is taken back
+        monkeypatch.setenv(name, value)
+    tracking._silent_until.clear()
+    tracking._noticed.clear()
+    yield folder
+    tracking._clients.clear()
+
+
+def new(name: str = "run1", **fields: Any) -> RunFolder:
+    known: dict[str, Any] = {
+        "role": "distilled",
+        "group": "g1",
+        "recipe": "imdb",
+        "experiment": "reviews",
+        "model": "bert_miniature",
+        "seed": 3,
+        "created": 1_700_000_000.25,
+    }
+    folder = create(Run(name=name, **(known | fields)), RECIPE)
+    folder.log(1, {"train/loss": 0.9})
+    folder.log(2, {"train/loss": 0.7, "eval/accuracy": 0.5})
+    return folder
+
+
+def finish(folder: RunFolder) -> None:
+    folder.model.mkdir(exist_ok=True)
+    (folder.model / "config.json").write_text('{"layers": 2}')
+    (folder.model / "onnx").mkdir(exist_ok=True)
+    (folder.model / "onnx" / "model.onnx").write_bytes(b"weights")
+    folder.write_metrics(
+        {
+            "test": {"accuracy": 0.8, "by_length": [{"words": 100, "accuracy": 0.9}], "best": True},
+            "validation": {"accuracy": 0.9},
+            "model": {"parameters": 1000},
+            "bench": {"ms": 2.5, "threads": {"1": 3}},
+        }
+    )
+    folder.update(status="finished", finished=1_700_000_100.0)
+
+
+def client() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking.uri())
+
+
+def note(folder: RunFolder) -> dict[str, Any]:
+    result: dict[str, Any] = read_json(folder.path / "mlflow.json")
+    return result
+
+
+def there(folder: RunFolder) -> Any:
+    """The MLflow run of a run folder."""
+    return client().get_run(note(folder)["run_id"])
+
+
+def history(folder: RunFolder, name: str) -> list[tuple[int, float]]:
+    found = client().get_metric_history(note(folder)["run_id"], name)
+    return [(metric.step, metric.value) for metric in found]
+
+
+def number_of_runs() -> int:
+    ids = [experiment.experiment_id for experiment in client().search_experiments()]
+    return len(client().search_runs(ids))
+
+
+def files(folder: RunFolder, path: str = "") -> set[str]:
+    return {item.path for item in client().list_artifacts(note(folder)["run_id"], path)}
+
+
+def dead_server() -> str:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+def test_a_running_run_arrives_with_its_figures_tags_and_parameters() -> None:
+    folder = new(facts={"data": "d" * 64})
+    assert tracking.sync(folder)
+    run = there(folder)
+    assert (run.info.status, run.info.run_name, run.info.start_time) == ("RUNNING", "run1", 1_700_000_000_250)
+    assert client().get_experiment(run.info.experiment_id).name == "reviews"
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7)]
+    assert history(folder, "eval/accuracy") == [(2, 0.5)]
+    assert (
+        run.data.tags.items()
+        >= {
+            "distill.role": "distilled",
+            "distill.objective": "distilled",
+            "distill.run": "run1",
+            "distill.student": "bert_miniature",
+            "distill.recipe": "imdb",
+            "distill.group": "g1",
+            "distill.seed": "3",
+            "mlflow.source.name": "distill",
+        }.items()
+    )
+    assert "mlflow.parentRunId" not in run.data.tags, "nested runs vanish from MLflow's charts"
+    assert run.data.params == {
+        "description": "a test",
+        "data.source": "package://reviews/train.csv",
+        "data.where.reader_s _own_": "[1, 2]",
+        "data.label": "",
+        "student.losses.0.kind": "soft",
+        "student.losses.0.temperature": "2.0",
+        "student.max_steps": "null",
+    }
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("train.csv", "d" * 36)
+    assert [(tag.key, tag.value) for tag in data.tags] == [("mlflow.data.context", "train")]
+
+
+def test_figures_keep_the_journals_own_time() -> None:
+    folder = new()
+    times = [int(entry["time"] * 1000) for entry in folder.entries()]
+    assert tracking.sync(folder)
+    metrics = client().get_metric_history(note(folder)["run_id"], "train/loss")
+    assert [metric.timestamp for metric in metrics] == times
+
+
+def test_a_finished_run_brings_its_final_figures_and_files(runs: Path) -> None:
+    cache = runs / "_logits" / "abc123"
+    cache.mkdir(parents=True)
+    (cache / "manifest.json").write_text("{}")
+    folder = new(facts={"logits": [str(cache), str(runs / "_logits" / "gone")]})
+    finish(folder)
+    assert tracking.sync(folder)
+    run = there(folder)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", 1_700_000_100_000)
+    final = {
+        name: value for name, value in run.data.metrics.items() if not name.startswith(("train/", "eval/"))
+    }
+    assert final == {"test/accuracy": 0.8, "model/parameters": 1000, "bench/ms": 2.5}
+    assert files(folder) == {"recipe.yaml", "metrics.json", "model", "logits"}
+    assert files(folder, "model") == {"model/config.json", "model/onnx"}
+    assert files(folder, "logits/abc123") == {"logits/abc123/manifest.json"}
+
+
+@pytest.mark.parametrize(("status", "expected"), [("failed", "FAILED"), ("interrupted", "KILLED")])
+def test_a_run_that_ended_badly_is_told_as_such(status: str, expected: str) -> None:
+    folder = new()
+    folder.update(status=status)
+    assert tracking.sync(folder)
+    assert there(folder).info.status == expected
+    assert files(folder) == set()
+
+
+def test_syncing_twice_sends_nothing_twice() -> None:
+    folder = new()
+    for _ in range(2):
+        assert tracking.sync(folder)
+    folder.log(3, {"train/loss": 0.6})
+    finish(folder)
+    for _ in range(2):
+        assert tracking.sync(folder)
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7), (3, 0.6)]
+    assert history(folder, "test/accuracy") == [(3, 0.8)]
+    assert number_of_runs() == 1
+
+
+def test_with_nothing_new_mlflow_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = new()
+    assert tracking.sync(folder)
+    monkeypatch.setattr(tracking, "_client", lambda where: pytest.fail("asked"))
+    assert tracking.sync(folder)
+
+
+def test_a_journal_longer_than_one_batch_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_ENTRIES_AT_ONCE", 3)
+    folder = new()
+    for step in range(3, 9):
+        folder.log(step, {"train/loss": step / 10})
+    assert tracking.sync(folder)
+    assert [step for step, _ in history(folder, "train/loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_crash_before_anything_was_noted_makes_no_second_run_and_no_second_figure() -> None:
+    folder = new()
+    finish(folder)
+    assert tracking.sync(folder)
+    first = note(folder)["run_id"]
+    (folder.path / "mlflow.json").unlink()
+    assert tracking.sync(folder)
+    assert note(folder)["run_id"] == first
+    assert number_of_runs() == 1
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7)]
+    assert history(folder, "test/accuracy") == [(2, 0.8)]
+
+
+def test_a_run_of_the_same_name_but_another_start_is_another_run() -> None:
+    folder = new()
+    assert tracking.sync(folder)
+    first = note(folder)["run_id"]
+    shutil.rmtree(folder.path)
+    again = new(created=1_700_000_500.0)
+    assert tracking.sync(again)
+    assert note(again)["run_id"] != first
+
+
+def test_a_run_interrupted_resumed_and_finished_is_one_mlflow_run() -> None:
+    folder = new()
+    seen = []
+    for status in ("running", "interrupted", "running"):
+        folder.update(status=status)
+        folder.log(3, {"train/loss": 0.6})
+        assert tracking.sync(folder)
+        seen.append((note(folder)["run_id"], there(folder).info.status))
+    finish(folder)
+    assert tracking.sync(folder)
+    seen.append((note(folder)["run_id"], there(folder).info.status))
+    assert [status for _, status in seen] == ["RUNNING", "KILLED", "RUNNING", "FINISHED"]
+    assert len({run_id for run_id, _ in seen}) == number_of_runs() == 1
+
+
+def test_a_finished_run_that_went_on_sends_its_new_model() -> None:
+    folder = new()
+    finish(folder)
+    assert tracking.sync(folder)
+    folder.update(status="running")
+    assert tracking.sync(folder)
+    finish(folder)
+    (folder.model / "config.json").write_text('{"layers": 4}')
+    assert tracking.sync(folder)
+    got = client().download_artifacts(note(folder)["run_id"], "model/config.json")
+    assert json.loads(Path(got).read_text()) == {"layers": 4}
+
+
+def test_a_student_is_tied_to_its_teachers() -> None:
+    teacher = new("teacher", role="teacher")
+    student = new("student", teachers=["teacher", "a" * 32, "somebody/on-the-hub"])
+    assert tracking.sync(teacher)
+    assert tracking.sync(student)
+    tags = there(student).data.tags
+    assert tags["distill.teacher"] == f"teacher, {'a' * 32}, somebody/on-the-hub"
+    assert tags["distill.teacher_run_id"] == f"{note(teacher)['run_id']}, {'a' * 32}"
+
+
+def test_a_teacher_that_arrives_later_is_tied_when_the_student_ends() -> None:
+    teacher, student = new("teacher", role="teacher"), new("student", teachers=["teacher"])
+    assert tracking.sync(student)
+    assert "distill.teacher_run_id" not in there(student).data.tags
+    assert tracking.sync(teacher)
+    finish(student)
+    assert tracking.sync(student)
+    assert there(student).data.tags["distill.teacher_run_id"] == note(teacher)["run_id"]
+
+
+def test_names_with_quotes_and_signs_arrive() -> None:
+    folder = new(experiment='l\'essai "1"', recipe="it's", model="d'essai")
+    folder.log(3, {"eval/precision@5": 0.25, "eval/f1/it's": 0.5, "eval/f1/a b-c.d:e": 0.75})
+    assert tracking.sync(folder)
+    run = there(folder)
+    assert run.data.metrics["eval/precision_at_5"] == 0.25
+    assert run.data.metrics["eval/f1/it_s"] == 0.5
+    assert run.data.metrics["eval/f1/a b-c.d:e"] == 0.75
+    assert run.data.tags["distill.recipe"] == "it's"
+    assert tracking.sync(new("run2", experiment='l\'essai "1"'))
+
+
+def test_a_value_longer_than_mlflow_takes_is_cut() -> None:
+    folder = new()
+    folder.recipe.write_text(RECIPE.replace("a test", "x" * 9000))
+    assert tracking.sync(folder)
+    assert there(folder).data.params["description"] == "x" * 6000
+
+
+def test_a_loss_that_is_not_a_number_arrives() -> None:
+    folder = new()
+    folder.log(3, {"train/loss": math.nan})
+    assert tracking.sync(folder)
+    assert math.isnan(history(folder, "train/loss")[-1][1])
+
+
+def test_a_dead_server_costs_nothing_but_a_notice(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = new()
+    finish(folder)
+    journal = folder.journal.read_bytes()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_server())
+    with caplog.at_level(logging.WARNING, logger="distill"):
+        assert [tracking.sync(folder), tracking.sync(folder), tracking.sync(new("run2"))] == [False] * 3
+    (notice,) = [record.getMessage() for record in caplog.records if record.name == "distill"]
+    assert "figures stay in the journal" in notice
+    assert folder.journal.read_bytes() == journal
+    assert not (folder.path / "mlflow.json").exists()
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.sync(folder)
+    assert there(folder).info.status == "FINISHED"
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7)]
+    assert "model" in files(folder)
+
+
+def test_after_a_failure_the_server_is_left_alone_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, now, asked = new(), [1000.0], []
+
+    def fail(where: str) -> None:
+        asked.append(now[0])
+        raise ConnectionError("down")
+
+    monkeypatch.setattr(tracking, "_client", fail)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for now[0] in (1000.0, 1059.0, 1061.0):
+        assert not tracking.sync(folder)
+    assert asked == [1000.0, 1061.0]
+
+
+def test_a_failure_in_the_middle_is_made_good_by_the_next_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = new()
+    finish(folder)
+    real = tracking._client(tracking.uri())
+
+    class NoDisk:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def log_artifacts(self, *args: object) -> None:
+            raise OSError("no space left there")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(tracking, "_client", lambda where: NoDisk())
+        assert not tracking.sync(folder)
+    assert there(folder).info.status == "RUNNING", "not finished before its model is there"
+    tracking._silent_until.clear()
+    assert tracking.sync(folder)
+    assert there(folder).info.status == "FINISHED"
+    assert files(folder) == {"recipe.yaml", "metrics.json", "model"}
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7)]
+
+
+def test_another_database_at_the_same_place_gets_the_whole_journal() -> None:
+    folder = new()
+    state = {"uri": tracking.uri(), "run_id": "0" * 32, "status": "RUNNING", "entries": 2}
+    write_json(folder.path / "mlflow.json", state)
+    folder.log(3, {"train/loss": 0.6})
+    assert tracking.sync(folder)
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7), (3, 0.6)]
+
+
+def test_a_deleted_database_is_made_anew_from_the_journal(runs: Path) -> None:
+    folder = new()
+    state = {"uri": tracking.uri(), "run_id": "0" * 32, "status": "RUNNING", "entries": 2}
+    write_json(folder.path / "mlflow.json", state)
+    (runs / "mlflow.db").unlink()
+    assert tracking.sync(folder)
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7)]
+    assert client().get_experiment_by_name("reviews").artifact_location == (runs / "mlartifacts").as_uri()
+
+
+def test_a_run_thrown_away_in_mlflow_stays_thrown_away() -> None:
+    folder = new()
+    assert tracking.sync(folder)
+    client().delete_run(note(folder)["run_id"])
+    folder.log(3, {"train/loss": 0.6})
+    assert tracking.sync(folder)
+    assert number_of_runs() == 0
+
+
+def test_a_damaged_database_fails_before_mlflow_tries_for_minutes(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow.MlflowClient", lambda **where: pytest.fail("tried"))
+    (runs / "mlflow.db").write_text("not a database" * 100)
+    assert not tracking.sync(new())
+
+
+def test_a_password_is_not_written_into_the_run_folder() -> None:
+    assert tracking.public("postgresql://me:secret@db.example/mlflow") == "postgresql://db.example/mlflow"
+    assert tracking.public("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert "secret" not in str(tracking._sent(new(), "https://me:secret@mlflow.example"))
+
+
+def test_a_run_is_found_by_its_mlflow_id() -> None:
+    new("other")
+    folder = new()
+    assert tracking.sync(folder)
+    found = tracking.find_run(note(folder)["run_id"])
+    assert found is not None
+    assert found.name == "run1"
+    assert tracking.find_run("0" * 32) is None
+
+
+def test_a_model_is_fetched_by_its_mlflow_id(tmp_path: Path) -> None:
+    folder = new()
+    finish(folder)
+    assert tracking.sync(folder)
+    into = tmp_path / "elsewhere"
+    assert tracking.download(note(folder)["run_id"], into) == into / "model"
+    assert (into / "model" / "config.json").read_text() == '{"layers": 2}'
+    assert (into / "model" / "onnx" / "model.onnx").read_bytes() == b"weights"
+    assert [path.name for path in into.iterdir()] == ["model"]
+
+
+def test_what_cannot_be_fetched_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = new()
+    assert tracking.sync(folder)
+    assert tracking.download("0" * 32, tmp_path / "x") is None
+    with pytest.raises(HubError, match="has no model"):
+        tracking.download(note(folder)["run_id"], tmp_path / "x")
+    for wrong in ("run1", "../" + "0" * 29, "0" * 33, "0" * 32 + "\n"):
+        with pytest.raises(UsageError, match="32 hexadecimal digits"):
+            tracking.download(wrong, tmp_path / "x")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_server())
+    with pytest.raises(HubError, match="cannot be fetched"):
+        tracking.download("0" * 32, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_with_a_server_of_ones_own_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
+    assert tracking.start_ui(5000) == tracking.Ui(5000, None)
+
+
+def test_the_link_leads_to_the_experiments_charts() -> None:
+    folder = new()
+    assert tracking.sync(folder)
+    number = there(folder).info.experiment_id
+    assert tracking.deep_link(5001, "reviews") == (
+        f"http://127.0.0.1:5001/#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    )
+    assert tracking.deep_link(5001, "not yet") == "http://127.0.0.1:5001/#/experiments"
+
+
+def test_the_pages_are_served_to_this_machine_on_the_next_free_port() -> None:
+    folder = new()
+    finish(folder)
+    assert tracking.sync(folder)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        taken = held.getsockname()[1]
+        ui = tracking.start_ui(taken)
+    try:
+        assert taken < ui.port <= taken + 20
+        import psutil
+
+        assert ui.process is not None
+        family = [psutil.Process(ui.process.pid), *psutil.Process(ui.process.pid).children(recursive=True)]
+        open_ = {c.laddr for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+        assert open_ == {("127.0.0.1", ui.port)}
+    finally:
+        ui.stop()
+    assert not tracking._is_up(ui.port)
+    assert not any(process.is_running() for process in family[1:])
