@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -15,7 +16,9 @@ def main() -> None:
     from distill.progress import say
 
     # Newer typers carry a click of their own: its base error is found by way of a name that typer exports.
-    click_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    click_error: type[Any] = next(
+        kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+    )
     debug = "--debug" in sys.argv[1:] or bool(os.environ.get("DISTILL_DEBUG"))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

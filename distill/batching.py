@@ -95,7 +95,7 @@ def share(indices: Array, lengths: Array, rank: int, world: int) -> Array:
         return indices
     order = indices[np.argsort(-lengths[indices], kind="stable")]
     at = np.arange(len(order)) % (2 * world)
-    return order[np.where(at < world, at, 2 * world - 1 - at) == rank]
+    return np.asarray(order[np.where(at < world, at, 2 * world - 1 - at) == rank])
 
 
 def micro_batches(

@@ -29,7 +29,15 @@ SINGLES = 16
 """Documents that a round reads one by one."""
 BATCH = 32
 """Documents that a round then reads at once."""
-LIBRARIES = ("torch", "transformers.modeling_utils", "sklearn.linear_model", "distill.models")
+LIBRARIES = (
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.modeling_utils",
+    "sklearn.linear_model",
+    "sklearn.feature_extraction.text",
+    "distill.models",
+)
 """Imported by a worker before its idle memory is read: what every model needs is no model's cost."""
 _PATIENCE = 5.0
 """Seconds that a worker has to end by itself."""

@@ -89,6 +89,10 @@ def _legends(figure: Figure, axes: Axes, points: Sequence[Point], largest: float
         style = {"color": "none", "markeredgecolor": "#555555", "transform": figure.transFigure}
         figure.add_artist(dot([0.84], [y], _area(size, largest), **style))
         figure.text(0.87, y, size_name(size), va="center", fontsize=10)
+    least = largest * _SMALLEST / _LARGEST
+    if sizes and sizes[0] < least:  # areas stop being true where dots would vanish
+        y = 0.58 - 0.055 * len(shown) + 0.01
+        figure.text(0.82, y, f"below {size_name(least)} all alike", fontsize=8.5, color="#666666")
 
 
 def _overlap(box: Bbox, others: Sequence[Bbox]) -> float:

@@ -41,11 +41,17 @@ class TrainState:
 
 def _flat_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
-    return {f"{at}.{name}": torch.as_tensor(value) for at, slots in state.items() for name, value in slots.items()}
+    return {
+        f"{at}.{name}": torch.as_tensor(value) for at, slots in state.items() for name, value in slots.items()
+    }
 
 
 def save(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor] | None, state: TrainState
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor] | None,
+    state: TrainState,
 ) -> Path:
     """Write a checkpoint, then remove the older ones.
 
@@ -62,7 +68,10 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step:09d}"
     with replacing_folder(target) as aside:
-        save_file({n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}, aside / "model.safetensors")
+        save_file(
+            {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()},
+            aside / "model.safetensors",
+        )
         save_file(_flat_optimizer(optimizer), aside / "optimizer.safetensors")
         if best is not None:
             save_file({n: t.contiguous().clone() for n, t in best.items()}, aside / "best.safetensors")
@@ -108,7 +117,9 @@ def load(
     state = TrainState(**read_json(path / "state.json"))
     for key, was in state.meaning.items():
         if meaning.get(key) != was:
-            raise DataError(f"{path.parent.parent.name}: cannot be resumed: {key} was {was!s:.60}, and is {meaning.get(key)!s:.60} now")
+            raise DataError(
+                f"{path.parent.parent.name}: cannot be resumed: {key} was {was!s:.60}, and is {meaning.get(key)!s:.60} now"
+            )
     model.load_state_dict(load_file(path / "model.safetensors"))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in load_file(path / "optimizer.safetensors").items():

@@ -27,20 +27,38 @@ cache_app = typer.Typer(help="Cache a teacher's logits; list and verify caches."
 app.add_typer(recipes_app, name="recipes", invoke_without_command=True)
 app.add_typer(cache_app, name="cache", invoke_without_command=True)
 
-RecipeOption = Annotated[Optional[str], typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
-SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Change a key: teacher.train.learning_rate=3e-5. Repeatable.")]
-NameOption = Annotated[Optional[str], typer.Option("--name", help="The run's name; run1, run2, … where absent.")]
+RecipeOption = Annotated[
+    Optional[str], typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")
+]
+SetOption = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", "-s", help="Change a key: teacher.train.learning_rate=3e-5. Repeatable."),
+]
+NameOption = Annotated[
+    Optional[str], typer.Option("--name", help="The run's name; run1, run2, … where absent.")
+]
 TeacherOption = Annotated[
     Optional[list[str]],
-    typer.Option("--teacher", "-t", help="A run, an MLflow run id, a model folder or a hub id. Repeat for an ensemble."),
+    typer.Option(
+        "--teacher", "-t", help="A run, an MLflow run id, a model folder or a hub id. Repeat for an ensemble."
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Read the data, show what would be done and what it costs, and stop.")]
-ResumeOption = Annotated[Optional[str], typer.Option("--resume", help="Go on with this run, with its own recipe.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Read the data, show what would be done and what it costs, and stop."),
+]
+ResumeOption = Annotated[
+    Optional[str], typer.Option("--resume", help="Go on with this run, with its own recipe.")
+]
 
 
 @app.command(epilog="Example: distill teacher --recipe imdb --set teacher.train.learning_rate=3e-5")
 def teacher(
-    recipe: RecipeOption = None, set_: SetOption = None, name: NameOption = None, resume: ResumeOption = None, dry_run: DryRun = False
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    name: NameOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Fine-tune a long-context teacher."""
     from distill import recipe as recipes
@@ -66,11 +84,19 @@ def teacher(
 @app.command(epilog="Example: distill student --teacher run1 --student bert_tiny --seeds 3")
 def student(
     teacher: TeacherOption = None,
-    student: Annotated[Optional[str], typer.Option("--student", help="bert_tiny, distilbert, tfidf, … in place of the recipe's.")] = None,
+    student: Annotated[
+        Optional[str],
+        typer.Option("--student", help="bert_tiny, distilbert, tfidf, … in place of the recipe's."),
+    ] = None,
     recipe: RecipeOption = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Train this many, with different seeds.")] = 1,
-    control: Annotated[bool, typer.Option("--control/--no-control", help="Train the same student without the teacher beside it.")] = True,
-    logits: Annotated[Optional[str], typer.Option(help="Use these cached logits (a cache's name or folder).")] = None,
+    control: Annotated[
+        bool,
+        typer.Option("--control/--no-control", help="Train the same student without the teacher beside it."),
+    ] = True,
+    logits: Annotated[
+        Optional[str], typer.Option(help="Use these cached logits (a cache's name or folder).")
+    ] = None,
     set_: SetOption = None,
     name: NameOption = None,
     resume: ResumeOption = None,
@@ -93,7 +119,9 @@ def student(
     else:
         own = runs.find_recipe(teacher or [])
         if recipe is None and own is None:
-            raise UsageError("--recipe is missing: the teacher is no run here, so it has no recipe of its own")
+            raise UsageError(
+                "--recipe is missing: the teacher is no run here, so it has no recipe of its own"
+            )
         found = recipes.load(recipe or str(own), set_ or [], student)
         if dry_run:
             from distill import stages
@@ -121,11 +149,15 @@ def student(
     say(f"next: distill compare {job.group}")
 
 
-@cache_app.callback(epilog="Example: distill cache --teacher run1 --split transfer; distill cache ls; distill cache verify")
+@cache_app.callback(
+    epilog="Example: distill cache --teacher run1 --split transfer; distill cache ls; distill cache verify"
+)
 def cache(
     context: typer.Context,
     teacher: TeacherOption = None,
-    split: Annotated[Optional[list[str]], typer.Option(help="train, validation or transfer; all of them where absent.")] = None,
+    split: Annotated[
+        Optional[list[str]], typer.Option(help="train, validation or transfer; all of them where absent.")
+    ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
@@ -161,7 +193,9 @@ def cache_list() -> None:
 
 
 @cache_app.command("verify", epilog="Example: distill cache verify 3f2a9c0d1b7e4a55")
-def cache_verify(names: Annotated[Optional[list[str]], typer.Argument(help="Caches; all where absent.")] = None) -> None:
+def cache_verify(
+    names: Annotated[Optional[list[str]], typer.Argument(help="Caches; all where absent.")] = None,
+) -> None:
     """Compare every shard with its hash, and look for NaN."""
     from distill import logits
 
@@ -171,9 +205,16 @@ def cache_verify(names: Annotated[Optional[list[str]], typer.Argument(help="Cach
 
 @app.command(epilog="Example: distill compare run2 --no-bench")
 def compare(
-    names: Annotated[Optional[list[str]], typer.Argument(metavar="[RUN]...", help="Runs or groups; the newest experiment's where absent.")] = None,
-    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure latency, throughput and memory.")] = True,
-    report: Annotated[Optional[Path], typer.Option(help="Where the report goes; into the newest run's folder where absent.")] = None,
+    names: Annotated[
+        Optional[list[str]],
+        typer.Argument(metavar="[RUN]...", help="Runs or groups; the newest experiment's where absent."),
+    ] = None,
+    bench: Annotated[
+        bool, typer.Option("--bench/--no-bench", help="Measure latency, throughput and memory.")
+    ] = True,
+    report: Annotated[
+        Optional[Path], typer.Option(help="Where the report goes; into the newest run's folder where absent.")
+    ] = None,
 ) -> None:
     """Show what each model costs and gives, side by side; write a report and a chart."""
     from distill import show
@@ -187,7 +228,9 @@ def predict(
     run: Annotated[str, typer.Option("--run", help="A finished run.")],
     text: Annotated[str, typer.Option(help="The text's column.")] = "text",
     text_pair: Annotated[Optional[str], typer.Option(help="The second text's column.")] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write here in place of standard output.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Write here in place of standard output.")
+    ] = None,
 ) -> None:
     """Classify documents: a line of JSON each, with label and probabilities."""
     from distill import runs
@@ -199,12 +242,16 @@ def predict(
 
 
 @app.command(epilog="Example: distill validate my-recipe.yaml --set teacher.max_length=512")
-def validate(recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")], set_: SetOption = None) -> None:
+def validate(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")], set_: SetOption = None
+) -> None:
     """Check a recipe without reading its data."""
     from distill import recipe as recipes
 
     found = recipes.load(recipe, set_ or [])
-    typer.echo(f"{recipe}: a valid recipe ({found.teacher.architecture} teacher, {found.student.architecture} student)")
+    typer.echo(
+        f"{recipe}: a valid recipe ({found.teacher.architecture} teacher, {found.student.architecture} student)"
+    )
 
 
 @recipes_app.callback(epilog="Example: distill recipes copy imdb my-recipe.yaml")
@@ -261,7 +308,11 @@ def list_runs(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] 
 
 
 @app.command(epilog="Example: distill ui --port 5000")
-def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1; the next free one when taken.")] = 5000) -> None:
+def ui(
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="On 127.0.0.1; the next free one when taken.")
+    ] = 5000,
+) -> None:
     """Start MLflow's pages on this machine and print the address of the charts."""
     from distill import show
 
@@ -269,15 +320,21 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1; t
 
 
 @app.command(epilog="Example: distill sync run1")
-def sync(names: Annotated[Optional[list[str]], typer.Argument(metavar="[RUN]...", help="Runs; all where absent.")] = None) -> None:
+def sync(
+    names: Annotated[
+        Optional[list[str]], typer.Argument(metavar="[RUN]...", help="Runs; all where absent.")
+    ] = None,
+) -> None:
     """Send to MLflow what it has not heard yet."""
     from distill import runs, tracking
 
     folders = [runs.find(name) for name in names] if names else runs.every()
     sent = [tracking.sync(folder) for folder in folders]
     if not all(sent):
-        raise UsageError(f"{sent.count(False)} of {len(sent)} runs could not be sent; is {tracking.uri()} reachable?")
-    typer.echo(f"{len(sent)} runs are on {tracking.uri()}")
+        raise UsageError(
+            f"{sent.count(False)} of {len(sent)} runs could not be sent; is {tracking.public(tracking.uri())} reachable?"
+        )
+    typer.echo(f"{len(sent)} runs are on {tracking.public(tracking.uri())}")
 
 
 @app.command(epilog="Example: distill doctor")

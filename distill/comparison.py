@@ -29,6 +29,7 @@ from distill.tasks import LOWER_IS_BETTER, Array, TaskSpec
 if TYPE_CHECKING:
     from rich.table import Table
 
+_UNFINISHED = {"running": "is not finished", "interrupted": "was interrupted", "failed": "failed"}
 _ROLES = ("teacher", "baseline", "distilled", "control")
 
 
@@ -176,7 +177,7 @@ def _load(folders: Sequence[RunFolder], notes: list[str]) -> list[_Done]:
     for folder in folders:
         run, metrics = folder.read(), folder.metrics()
         if run.status != "finished" or "test" not in metrics or not folder.predictions.exists():
-            why = f"is {run.status}" if run.status != "finished" else "has no figures of the test split"
+            why = _UNFINISHED.get(run.status, "has no figures of the test split")
             notes.append(f"{run.name} ({_label(run)}, seed {run.seed}) {why}: left out.")
             continue
         try:
@@ -495,9 +496,10 @@ def table(comparison: Comparison, width: int = 120) -> Table:
     used = [
         (head, cell) for head, fits, cell in columns if fits and any(cell(row) for row in comparison.rows)
     ]
-    seeds = sorted({row.quality.n for row in comparison.rows})
-    legend = [f"{comparison.test_rows:,} test documents; {'/'.join(map(str, seeds))} seeds"]
-    legend += ["± 95 % interval over seeds"] if seeds[-1] > 1 else []
+    seeds = sorted({row.quality.n for row in comparison.rows} - {1})
+    legend = [f"{comparison.test_rows:,} test documents"]
+    over = " or ".join(map(str, seeds))
+    legend += [f"± 95 % interval over {over} seeds, where there are several" if seeds else "one seed each"]
     legend += (
         ["gap closed: (distilled − control) / (teacher − control)"] if any(map(_gap, comparison.rows)) else []
     )

@@ -132,13 +132,17 @@ def _kept(dataset: datasets.Dataset, data: Data, name: str, notes: list[str]) ->
         at += len(texts)
     notes += [f"{name}: {count:,} documents left out: {why}" for why, count in left_out.items()]
     if not index:
-        raise DataError(f"{name}: no rows left of {len(dataset):,}; look at data.where, min_words and max_words")
+        raise DataError(
+            f"{name}: no rows left of {len(dataset):,}; look at data.where, min_words and max_words"
+        )
     return np.array(index), np.array(ids, dtype=np.int64), np.array(words, dtype=np.int32)
 
 
 def _size(split: Split, available: int, where: str) -> int | None:
     if split.rows is not None and split.rows > available:
-        raise DataError(f"{where} wants {split.rows:,} rows, and only {available:,} are left in {split.source!r}")
+        raise DataError(
+            f"{where} wants {split.rows:,} rows, and only {available:,} are left in {split.source!r}"
+        )
     if split.rows is not None:
         return split.rows
     return None if split.fraction is None else max(1, round(split.fraction * available))
@@ -186,7 +190,9 @@ def _carve(source: _Source, wanted: dict[SplitName, Split], seed: int) -> dict[S
     return result
 
 
-def _read(dataset: datasets.Dataset, data: Data, name: str, labels: Labels | None, notes: list[str]) -> _Source:
+def _read(
+    dataset: datasets.Dataset, data: Data, name: str, labels: Labels | None, notes: list[str]
+) -> _Source:
     needed = [data.text, *([data.text_pair] if data.text_pair else []), *data.where]
     sources.check_columns(dataset, needed, name)
     index, ids, words = _kept(dataset, data, name, notes)
@@ -228,12 +234,12 @@ def load(recipe: Recipe) -> Corpus:
 
     notes: list[str] = []
     parts: dict[SplitName, tuple[_Source, Array]] = {}
-    for name, dataset in opened.items():
-        part = _read(dataset, data, name, labels if name in labelled else None, notes)
-        if data.deduplicate and len(by_source[name]) > 1:
-            part = _without_repeats(part, name, notes)
-        for split_name, positions in _carve(part, by_source[name], data.seed).items():
-            parts[split_name] = (part, positions)
+    for source, dataset in opened.items():
+        part = _read(dataset, data, source, labels if source in labelled else None, notes)
+        if data.deduplicate and len(by_source[source]) > 1:
+            part = _without_repeats(part, source, notes)
+        for use, positions in _carve(part, by_source[source], data.seed).items():
+            parts[use] = (part, positions)
 
     splits: dict[SplitName, Rows] = {}
     seen = np.array([], dtype=np.int64)
@@ -245,7 +251,9 @@ def load(recipe: Recipe) -> Corpus:
             fresh = ~np.isin(part.row_id[positions], seen)
             if not fresh.all():
                 dropped = int((~fresh).sum())
-                notes.append(f"{name}: {dropped:,} documents dropped that stand in a more held-out split as well")
+                notes.append(
+                    f"{name}: {dropped:,} documents dropped that stand in a more held-out split as well"
+                )
             positions = positions[fresh]
             seen = np.union1d(seen, part.row_id[positions])
         splits[name] = _rows(name, part, positions, data, task)
@@ -265,7 +273,9 @@ def _rows(name: SplitName, part: _Source, positions: Array, data: Data, task: Ta
             )
     dataset = part.dataset.select(part.index[positions])
     columns = {data.text: "text", **({data.text_pair: "text_pair"} if data.text_pair else {})}
-    dataset = dataset.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
+    dataset = dataset.select_columns(list(columns)).rename_columns(
+        {k: v for k, v in columns.items() if k != v}
+    )
     return Rows(name, sources.as_text(dataset), part.row_id[positions], labels, part.words[positions])
 
 
@@ -274,7 +284,10 @@ def describe(rows: Rows, task: TaskSpec) -> dict[str, Any]:
     if rows.labels is None:
         return {"rows": len(rows), "labels": {}}
     if task.kind == "regression":
-        return {"rows": len(rows), "labels": {"mean": float(rows.labels.mean()), "std": float(rows.labels.std())}}
+        return {
+            "rows": len(rows),
+            "labels": {"mean": float(rows.labels.mean()), "std": float(rows.labels.std())},
+        }
     counts = (
         np.bincount(rows.labels, minlength=task.classes)
         if task.kind == "single_label"

@@ -95,7 +95,9 @@ def _template(tokenizer: Tokenizer, pair: bool) -> _Template:
     return _Template(ids[: first[0]], middle, ids[last[1] :], segments)
 
 
-def encode_texts(tokenizer: Tokenizer, rows: Iterable[Sequence[tuple[str, str | None]]], model: Model) -> Encoded:
+def encode_texts(
+    tokenizer: Tokenizer, rows: Iterable[Sequence[tuple[str, str | None]]], model: Model
+) -> Encoded:
     """Tokenise documents and cut them into a model's windows.
 
     Args:
@@ -129,7 +131,10 @@ def encode_texts(tokenizer: Tokenizer, rows: Iterable[Sequence[tuple[str, str | 
         for first, second in zip(firsts, seconds, strict=True):
             full.append(len(first) + len(second or ()) + model.max_length - room)
             if second is None:
-                views = [(window, None) for window in cut(first, room, model.view, model.max_windows, model.overlap)]
+                views = [
+                    (window, None)
+                    for window in cut(first, room, model.view, model.max_windows, model.overlap)
+                ]
             else:
                 views = [cut_pair(first, second, room)]  # type: ignore[list-item]
             window_counts.append(len(views))

@@ -102,7 +102,11 @@ def measure(kind: Kind, metric: str, found: Predictions, edges: Sequence[int]) -
     if ece is not None:
         result["ece"] = ece
     result["buckets"] = [
-        {"words": name, "rows": int(mask.sum()), metric: quality(kind, found.logits[mask], found.labels[mask])[metric]}
+        {
+            "words": name,
+            "rows": int(mask.sum()),
+            metric: quality(kind, found.logits[mask], found.labels[mask])[metric],
+        }
         for name, mask in buckets(found.words, edges)
         if metric in quality(kind, found.logits[mask], found.labels[mask])
     ]

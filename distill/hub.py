@@ -87,7 +87,9 @@ def checkpoint(name: str, key: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise DataError(f"{key}: {name} holds no config.json; it must be a folder that from_pretrained reads")
+            raise DataError(
+                f"{key}: {name} holds no config.json; it must be a folder that from_pretrained reads"
+            )
         return str(folder)
     if not is_hub_id(name):
         raise DataError(f"{key}: there is no folder {name}")

@@ -81,7 +81,9 @@ def predict(
     return result[indices]
 
 
-def predict_all(model: Classifier, data: Encoded, tokens_per_batch: int, precision: Precision, accelerator: Any) -> Floats:
+def predict_all(
+    model: Classifier, data: Encoded, tokens_per_batch: int, precision: Precision, accelerator: Any
+) -> Floats:
     """Compute logits of a whole split, shared among all processes; every process gets all of them.
 
     Each document is computed once: its logits are added to the other processes' zeros, which is exact.
@@ -102,6 +104,12 @@ def predict_all(model: Classifier, data: Encoded, tokens_per_batch: int, precisi
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """Recognise a lack of memory, on a GPU or a CPU, and say what to do about it."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in text or "can't allocate memory" in text:
-        return OutOfMemory("out of memory; halve train.tokens_per_batch (the batch size and the result stay the same)")
+    if (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "not enough memory" in text
+        or "can't allocate memory" in text
+    ):
+        return OutOfMemory(
+            "out of memory; halve train.tokens_per_batch (the batch size and the result stay the same)"
+        )
     return None

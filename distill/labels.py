@@ -54,7 +54,10 @@ class Labels:
         if self.task.kind == "single_label":
             return np.array([self._class(v, at, i) for i, v in enumerate(values[0])], dtype=np.int64)
         if isinstance(self.data.label, list):
-            flags = [[_flag(v, f"{at(i)}, {c}") for i, v in enumerate(vs)] for c, vs in zip(columns, values, strict=True)]
+            flags = [
+                [_flag(v, f"{at(i)}, {c}") for i, v in enumerate(vs)]
+                for c, vs in zip(columns, values, strict=True)
+            ]
             return np.array(flags, dtype=np.float32).T.copy()
         result = np.zeros((len(index), len(self.names)), dtype=np.float32)
         for i, value in enumerate(values[0]):
@@ -71,7 +74,9 @@ class Labels:
             shown = "missing" if value is None or value == "" else f"{value!r:.60}"
             raise DataError(f"{at(position)}: label {shown} is no class{nearest(value, self.names)}")
         if not 0 <= number < len(self.names):
-            raise DataError(f"{at(position)}: label {number} is out of range; classes are 0 to {len(self.names) - 1}")
+            raise DataError(
+                f"{at(position)}: label {number} is out of range; classes are 0 to {len(self.names) - 1}"
+            )
         return number
 
 
@@ -125,14 +130,20 @@ def _found(values: Sequence[Any], where: str) -> list[str]:
     if len(whole) == len(values):
         top = max(whole, default=-1)
         if top >= MAX_CLASSES:
-            raise DataError(f"{where}: label {top} is no class number; for a number to predict set task.kind=regression")
+            raise DataError(
+                f"{where}: label {top} is no class number; for a number to predict set task.kind=regression"
+            )
         return [str(n) for n in range(top + 1)]
     bad = next((v for v in values if v is None or (isinstance(v, float) and not math.isfinite(v))), None)
     if bad is not None or None in values:
-        raise DataError(f"{where}: some labels are missing or NaN; drop those rows, or name the classes in task.labels")
+        raise DataError(
+            f"{where}: some labels are missing or NaN; drop those rows, or name the classes in task.labels"
+        )
     fractions = [v for v in values if isinstance(v, float)]
     if fractions:
-        raise DataError(f"{where}: label {fractions[0]} is no class; for a number to predict set task.kind=regression")
+        raise DataError(
+            f"{where}: label {fractions[0]} is no class; for a number to predict set task.kind=regression"
+        )
     names = sorted({str(v).strip() for v in values})
     if len(names) > MAX_CLASSES:
         raise DataError(f"{where}: {len(names):,} different labels; is this the label's column?")
@@ -159,7 +170,9 @@ def read_labels(labelled: dict[str, datasets.Dataset], data: Data, task: Task) -
         for dataset in labelled.values():
             for batch in dataset.select_columns([data.label]).iter(10_000):
                 for value in batch[data.label]:
-                    values.update(_items(value, data.label_separator) if task.kind == "multi_label" else [value])
+                    values.update(
+                        _items(value, data.label_separator) if task.kind == "multi_label" else [value]
+                    )
         names = _found(list(values), data.label)
     if len(names) < 2:
         only = f": {names[0]!r}" if names else ""

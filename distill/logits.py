@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,9 @@ def write_shard(folder: Path, row_ids: Array, logits: Floats, dtype: str) -> Pat
     stored = logits.astype(dtype)
     bad = ~np.isfinite(stored).all(axis=1)
     if bad.any():
-        raise LogitsError(f"the teacher's logits of row {int(row_ids[bad][0])} are not finite; try cache.precision=fp32")
+        raise LogitsError(
+            f"the teacher's logits of row {int(row_ids[bad][0])} are not finite; try cache.precision=fp32"
+        )
     staged = folder / f"{int(row_ids[0])}.part"
     with replacing(staged) as aside:
         save_file({"row_id": np.ascontiguousarray(row_ids), "logits": np.ascontiguousarray(stored)}, aside)
@@ -103,7 +104,13 @@ def write_shard(folder: Path, row_ids: Array, logits: Floats, dtype: str) -> Pat
 
 
 def fill(
-    folder: Path, key: dict[str, Any], model: Classifier, data: Encoded, settings: Cache, accelerator: Any, title: str
+    folder: Path,
+    key: dict[str, Any],
+    model: Classifier,
+    data: Encoded,
+    settings: Cache,
+    accelerator: Any,
+    title: str,
 ) -> int:
     """Compute and write the logits that are missing; each process writes shards of its own.
 
@@ -148,12 +155,15 @@ def fill(
 
 def write_manifest(folder: Path, gate: dict[str, Any]) -> None:
     """Write the manifest: from now on the cache counts as whole."""
-    shards = [{"file": p.name, "rows": len(_ids(p)), "sha256": sha256_file(p)} for p in _shards(folder)]
-    rows = sum(int(shard["rows"]) for shard in shards)
-    write_json(folder / "manifest.json", {"format": FORMAT, "rows": rows, "shards": shards, "gate": gate})
+    sizes = {path: len(_ids(path)) for path in _shards(folder)}
+    shards = [{"file": path.name, "rows": rows, "sha256": sha256_file(path)} for path, rows in sizes.items()]
+    manifest = {"format": FORMAT, "rows": sum(sizes.values()), "shards": shards, "gate": gate}
+    write_json(folder / "manifest.json", manifest)
 
 
-def check_invariance(folder: Path, key: dict[str, Any], model: Classifier, data: Encoded, seed: int = 0) -> float:
+def check_invariance(
+    folder: Path, key: dict[str, Any], model: Classifier, data: Encoded, seed: int = 0
+) -> float:
     """Recompute a few random rows alone and in another batch, and compare them with the cache.
 
     Returns:
@@ -169,7 +179,9 @@ def check_invariance(folder: Path, key: dict[str, Any], model: Classifier, data:
     cached = Logits(folder, key, verify=False)(data.row_id[rows])
     worst = 0.0
     together = predict(model, data, rows, 1 << 14, key["precision"])
-    alone = np.concatenate([predict(model, data, rows[[i]], 1 << 14, key["precision"]) for i in range(len(rows))])
+    alone = np.concatenate(
+        [predict(model, data, rows[[i]], 1 << 14, key["precision"]) for i in range(len(rows))]
+    )
     for again in (together, alone):
         gaps = np.abs(again - cached) / np.maximum(1, np.abs(cached))
         worst = max(worst, float(gaps.max()))
@@ -206,7 +218,9 @@ class Logits:
         names: list[Path]
         if verify:
             if not (folder / "manifest.json").is_file():
-                raise LogitsError(f"{folder.name}: the caching pass has not finished; distill cache goes on with it")
+                raise LogitsError(
+                    f"{folder.name}: the caching pass has not finished; distill cache goes on with it"
+                )
             names = [folder / shard["file"] for shard in read_json(folder / "manifest.json")["shards"]]
             _verify(folder)
         else:
@@ -267,7 +281,9 @@ def refuse_difference(found: dict[str, Any], expected: dict[str, Any], where: st
             continue
         if name == "reading" and isinstance(was, dict):
             part = next(k for k in {*was, *wanted} if was.get(k) != wanted.get(k))
-            raise LogitsError(f"{where}: these logits were read with {part}={was.get(part)}, and {wanted.get(part)} is wanted")
+            raise LogitsError(
+                f"{where}: these logits were read with {part}={was.get(part)}, and {wanted.get(part)} is wanted"
+            )
         shown = f" ({was}, not {wanted})" if name not in ("weights", "config", "tokenizer") else ""
         raise LogitsError(f"{where}: these logits are of {words.get(name, name)}{shown}")
 
@@ -284,13 +300,17 @@ def _verify(folder: Path) -> int:
         if not path.is_file():
             raise LogitsError(f"{folder.name}: shard {path.name} is missing; distill cache computes it again")
         if sha256_file(path) != shard["sha256"]:
-            raise LogitsError(f"{folder.name}: shard {path.name} is damaged (its hash differs); delete it, and distill cache computes it again")
+            raise LogitsError(
+                f"{folder.name}: shard {path.name} is damaged (its hash differs); delete it, and distill cache computes it again"
+            )
         try:
             arrays = load_file(path)
         except SafetensorError as error:
             raise LogitsError(f"{folder.name}: shard {path.name} cannot be read: {error}") from None
         if len(arrays["row_id"]) != len(arrays["logits"]) or not np.isfinite(arrays["logits"]).all():
-            raise LogitsError(f"{folder.name}: shard {path.name} holds NaN or too few rows; delete it, and distill cache computes it again")
+            raise LogitsError(
+                f"{folder.name}: shard {path.name} holds NaN or too few rows; delete it, and distill cache computes it again"
+            )
         rows += len(arrays["row_id"])
     return rows
 
@@ -349,7 +369,9 @@ def check_labels(found: Sequence[str], wanted: Sequence[str], who: str) -> str |
     )
 
 
-def check_quality(kind: Kind, logits: Floats, labels: Array, metric: str, evaluated: float | None, who: str) -> float:
+def check_quality(
+    kind: Kind, logits: Floats, labels: Array, metric: str, evaluated: float | None, who: str
+) -> float:
     """Compare the quality of cached validation logits with what the teacher's own run had measured.
 
     Returns:
@@ -369,7 +391,9 @@ def check_quality(kind: Kind, logits: Floats, labels: Array, metric: str, evalua
         accuracy = quality(kind, logits, labels)["accuracy"]
         guess = float(np.bincount(labels).max() / len(labels))
         if accuracy < guess - 0.05:
-            raise LogitsError(f"{who}: its accuracy on validation is {accuracy:.3f}, worse than guessing ({guess:.3f}); is the label order swapped?")
+            raise LogitsError(
+                f"{who}: its accuracy on validation is {accuracy:.3f}, worse than guessing ({guess:.3f}); is the label order swapped?"
+            )
     return found
 
 

@@ -48,7 +48,12 @@ class Classifier(nn.Module):
     """A transformers classifier that reads packed batches of documents."""
 
     def __init__(
-        self, model: Any, config: Model, tokenizer: Tokenizer, task: TaskSpec, module: ModuleType | SimpleNamespace
+        self,
+        model: Any,
+        config: Model,
+        tokenizer: Tokenizer,
+        task: TaskSpec,
+        module: ModuleType | SimpleNamespace,
     ) -> None:
         super().__init__()
         self.model = model
@@ -89,7 +94,11 @@ class Classifier(nn.Module):
                 {
                     "section": section,
                     "model": self.config.model_dump(mode="json"),
-                    "task": {"kind": self.task.kind, "labels": list(self.task.labels), "metric": self.task.metric},
+                    "task": {
+                        "kind": self.task.kind,
+                        "labels": list(self.task.labels),
+                        "metric": self.task.metric,
+                    },
                 },
             )
 
@@ -159,7 +168,9 @@ def load_tokenizer(config: Model, section: str, teacher: Path | None = None) -> 
     name = config.tokenizer or config.checkpoint
     if name is None:
         if teacher is None:
-            raise RecipeError(f"{section}.tokenizer is missing; without a checkpoint it says where the tokenizer is")
+            raise RecipeError(
+                f"{section}.tokenizer is missing; without a checkpoint it says where the tokenizer is"
+            )
         return AutoTokenizer.from_pretrained(str(teacher))
     key = f"{section}.tokenizer" if config.tokenizer else f"{section}.checkpoint"
     where = hub.checkpoint(name, key) if not Path(name).is_dir() else name
@@ -231,7 +242,9 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
     try:
         hf_config = AutoConfig.from_pretrained(folder)
         if not about and not any("SequenceClassification" in a for a in hf_config.architectures or []):
-            raise DataError(f"{folder}: not a fine-tuned classifier ({', '.join(hf_config.architectures or ['?'])})")
+            raise DataError(
+                f"{folder}: not a fine-tuned classifier ({', '.join(hf_config.architectures or ['?'])})"
+            )
         module: ModuleType | SimpleNamespace | None
         if about:
             module = catalog.load(about["section"], about["model"]["architecture"])

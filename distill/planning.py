@@ -43,7 +43,16 @@ def truncated(encoded: Encoded) -> float:
     return float((encoded.full_length > read).mean())
 
 
-def estimate(parameters: int, trained: int, hidden: int, depth: int, heads: int, longest: int, settings: Train, steps: int) -> Cost:
+def estimate(
+    parameters: int,
+    trained: int,
+    hidden: int,
+    depth: int,
+    heads: int,
+    longest: int,
+    settings: Train,
+    steps: int,
+) -> Cost:
     """Estimate a training run's memory and disk.
 
     Activations: about 16 numbers of the hidden width for each token and layer, and the attention scores

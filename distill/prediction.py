@@ -28,7 +28,11 @@ def read(file: Path, text: str, text_pair: str | None) -> Iterator[tuple[str, st
     """
     try:
         with ExitStack() as stack:
-            stream: TextIO = sys.stdin if str(file) == "-" else stack.enter_context(file.open(encoding="utf-8", newline=""))
+            stream: TextIO = (
+                sys.stdin
+                if str(file) == "-"
+                else stack.enter_context(file.open(encoding="utf-8", newline=""))
+            )
             yield from _rows(stream, file, text, text_pair)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
@@ -51,7 +55,9 @@ def _rows(stream: TextIO, file: Path, text: str, text_pair: str | None) -> Itera
     for number, record in records:
         for column in (text, text_pair):
             if column is not None and not isinstance(record.get(column), str):
-                raise DataError(f"{file.name}, line {number}: no text in column {column!r}{nearest(column, map(str, record))}")
+                raise DataError(
+                    f"{file.name}, line {number}: no text in column {column!r}{nearest(column, map(str, record))}"
+                )
         yield record[text], record[text_pair] if text_pair else None
 
 
@@ -82,7 +88,9 @@ def predict(folder: RunFolder, file: Path, text: str, text_pair: str | None, out
             logits = predictor.logits(part)
             chances, answers = probabilities(kind, logits), predictions(kind, logits)
             for answer, chance in zip(answers, chances, strict=True):
-                stream.write(json.dumps(_line(kind, predictor.labels, answer, chance), ensure_ascii=False) + "\n")
+                stream.write(
+                    json.dumps(_line(kind, predictor.labels, answer, chance), ensure_ascii=False) + "\n"
+                )
             progress.advance(len(part))
 
 
@@ -91,5 +99,8 @@ def _line(kind: str, labels: list[str], answer: Any, chance: Any) -> dict[str, A
         return {"value": round(float(answer), 6)}
     scores = {name: round(float(p), 6) for name, p in zip(labels, chance, strict=True)}
     if kind == "multi_label":
-        return {"labels": [name for name, yes in zip(labels, answer, strict=True) if yes], "probabilities": scores}
+        return {
+            "labels": [name for name, yes in zip(labels, answer, strict=True) if yes],
+            "probabilities": scores,
+        }
     return {"label": labels[int(answer)], "probabilities": scores}

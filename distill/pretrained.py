@@ -35,7 +35,9 @@ def read_config(checkpoint: str, key: str, model_types: tuple[str, ...]) -> Any:
     except (OSError, ValueError) as error:
         raise DataError(f"{key}: {checkpoint}: {str(error).splitlines()[0][:200]}") from None
     if config.model_type not in model_types:
-        raise RecipeError(f"{key}: {checkpoint} is a {config.model_type} model, and {' or '.join(model_types)} is needed")
+        raise RecipeError(
+            f"{key}: {checkpoint} is a {config.model_type} model, and {' or '.join(model_types)} is needed"
+        )
     return config
 
 
@@ -46,8 +48,12 @@ def check_length(max_length: int, positions: int, section: str, *, may_lengthen:
         RecipeError: with the two numbers and what to change.
     """
     if max_length > positions:
-        fix = f"set {section}.max_length={positions}" + (f" or {section}.lengthen=true" if may_lengthen else "")
-        raise RecipeError(f"{section}.max_length is {max_length:,}, and the checkpoint has {positions:,} positions; {fix}")
+        fix = f"set {section}.max_length={positions}" + (
+            f" or {section}.lengthen=true" if may_lengthen else ""
+        )
+        raise RecipeError(
+            f"{section}.max_length is {max_length:,}, and the checkpoint has {positions:,} positions; {fix}"
+        )
 
 
 def from_checkpoint(auto: Any, checkpoint: str, key: str, task: TaskSpec, **changes: Any) -> Any:

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from distill import catalog, yaml_strict
 from distill.errors import RecipeError, nearest
@@ -335,8 +343,8 @@ def build(raw: dict[str, Any], where: str) -> Recipe:
     schema = create_model(
         "Recipe",
         __base__=Recipe,
-        teacher=(SerializeAsAny[teacher], ...),  # type: ignore[valid-type]  # made at run time
-        student=(SerializeAsAny[student], ...),  # type: ignore[valid-type]
+        teacher=(teacher, ...),
+        student=(student, ...),
     )
     try:
         return schema.model_validate(raw)

@@ -1,14 +1,14 @@
 """Run folders: their names, their state, their journal, and who may write in them. Knows no training.
 
-    runs/<name>/
-      run.json          what it is and how far it got (class Run)
-      recipe.yaml       resolved
-      journal.jsonl     every figure in the order in which it came
-      metrics.json      the finished run's figures
-      predictions.safetensors   test rows: row_id, logits, labels, words
-      model/            what from_pretrained reads
-      checkpoints/      gone once the run is finished
-    runs/_logits/<key>/ cached logits, found by content and shared by all runs
+runs/<name>/
+run.json          what it is and how far it got (class Run)
+recipe.yaml       resolved
+journal.jsonl     every figure in the order in which it came
+metrics.json      the finished run's figures
+predictions.safetensors   test rows: row_id, logits, labels, words
+model/            what from_pretrained reads
+checkpoints/      gone once the run is finished
+runs/_logits/<key>/ cached logits, found by content and shared by all runs
 """
 
 from __future__ import annotations
@@ -129,8 +129,11 @@ class RunFolder:
             event: what happened.
         """
         line = json.dumps({"time": round(time.time(), 3), "event": event, "step": step, "metrics": metrics})
-        with self.journal.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self.journal.open("a+b") as file:
+            # A crash may have cut the last line short: the new one must not be lost with it.
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                file.write(b"\n")
+            file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -155,7 +158,9 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UsageError(f"{self.name}: another process is working in this run; wait, or take another --name") from None
+            raise UsageError(
+                f"{self.name}: another process is working in this run; wait, or take another --name"
+            ) from None
         try:
             yield
         finally:
@@ -192,7 +197,9 @@ def create(run: Run, recipe: str) -> RunFolder:
     try:
         path.mkdir()
     except FileExistsError:
-        raise UsageError(f"run {run.name} exists already; take another --name, or --resume {run.name}") from None
+        raise UsageError(
+            f"run {run.name} exists already; take another --name, or --resume {run.name}"
+        ) from None
     folder = RunFolder(path)
     write_text(folder.recipe, recipe)
     folder.write(run)
@@ -205,7 +212,11 @@ def next_name() -> str:
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):
         counter = root / ".next"
-        taken = [int(p.name[3:].split("-")[0]) for p in root.glob("run[0-9]*") if p.name[3:].split("-")[0].isdigit()]
+        taken = [
+            int(p.name[3:].split("-")[0])
+            for p in root.glob("run[0-9]*")
+            if p.name[3:].split("-")[0].isdigit()
+        ]
         last = int(counter.read_text()) if counter.exists() else 0
         number = max([last, *taken], default=0) + 1
         write_text(counter, str(number))
@@ -220,13 +231,19 @@ def find(name: str) -> RunFolder:
     """
     path = runs_folder() / check_name(name)
     if not (path / "run.json").is_file():
-        raise UsageError(f"no run called {name!r} in {runs_folder().name}/{nearest(name, [r.name for r in every()])}")
+        raise UsageError(
+            f"no run called {name!r} in {runs_folder().name}/{nearest(name, [r.name for r in every()])}"
+        )
     return RunFolder(path)
 
 
 def every() -> list[RunFolder]:
     """List all runs, oldest first."""
-    folders = [RunFolder(p.parent) for p in runs_folder().glob("*/run.json") if not p.parent.name.startswith(("_", "."))]
+    folders = [
+        RunFolder(p.parent)
+        for p in runs_folder().glob("*/run.json")
+        if not p.parent.name.startswith(("_", "."))
+    ]
     return sorted(folders, key=lambda folder: folder.read().created)
 
 
@@ -245,4 +262,6 @@ def refuse_unfinished(name: str) -> None:
     run = find(name).read()
     if run.status != "finished":
         verb = "teacher" if run.role == "teacher" else "student"
-        raise UsageError(f"{name} has not finished ({run.status}); go on with it: distill {verb} --resume {name}")
+        raise UsageError(
+            f"{name} has not finished ({run.status}); go on with it: distill {verb} --resume {name}"
+        )

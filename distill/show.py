@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +9,16 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from distill import logits, runs
-from distill.errors import UsageError
 from distill.files import read_json
 from distill.planning import size
-from distill.progress import duration, out, say, track
+from distill.progress import duration, out, say
 from distill.runs import RunFolder
 
 if TYPE_CHECKING:
     from distill.stages import Plan
+
+BENCH_ROWS = 256
+"""Test documents on which latency, throughput and memory are measured."""
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -29,7 +30,9 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def finished(folders: list[RunFolder]) -> None:
     """Show the figures of runs that have just finished."""
-    table = _table("run", "model", "role", "metric", "validation", "test", "time", right=("validation", "test", "time"))
+    table = _table(
+        "run", "model", "role", "metric", "validation", "test", "time", right=("validation", "test", "time")
+    )
     for folder in folders:
         run, found = folder.read(), folder.metrics()
         metric = found["task"]["metric"]
@@ -42,9 +45,13 @@ def finished(folders: list[RunFolder]) -> None:
 
 def plan(found: Plan) -> None:
     """Show what a run would do and cost."""
-    table = _table("split", "rows", "labels", "tokens 5/50/95/100 %", "truncated", right=("rows", "truncated"))
+    table = _table(
+        "split", "rows", "labels", "tokens 5/50/95/100 %", "truncated", right=("rows", "truncated")
+    )
     for name, split in found.splits.items():
-        labels = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in split["labels"].items())
+        labels = ", ".join(
+            f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in split["labels"].items()
+        )
         tokens = " / ".join(f"{v:,}" for v in split["tokens"].values())
         table.add_row(name, f"{split['rows']:,}", labels or "not read", tokens, f"{split['truncated']:.1%}")
     out.print(table)
@@ -96,11 +103,11 @@ def comparison(names: list[str], *, bench: bool, report: Path | None) -> None:
     from distill import comparison as comparing
 
     folders = comparing.collect(names)
-    costs = _bench(folders) if bench else None
-    found = comparing.compare(folders, costs)
-    for table in comparing.tables(found, out.width):
-        out.print(table)
-        out.print()
+    rows = bench_rows(folders) if bench else None
+    found = comparing.compare(folders, bench_rows=rows, progress=say)
+    out.print(comparing.table(found, out.width))
+    if found.buckets:
+        out.print(comparing.bucket_table(found, out.width))
     for note in found.notes:
         out.print(note, markup=False)
     target = report or max(folders, key=lambda folder: folder.read().created).path / "report"
@@ -108,8 +115,15 @@ def comparison(names: list[str], *, bench: bool, report: Path | None) -> None:
         say(f"wrote {path}")
 
 
-def _bench(folders: list[RunFolder]) -> object:
-    raise NotImplementedError
+def bench_rows(folders: list[RunFolder]) -> list[tuple[str, str | None]]:
+    """Draw the test documents on which speed is measured; the same for every model."""
+    import numpy as np
+
+    from distill import data, recipe
+
+    rows = data.load(recipe.load(str(folders[0].recipe))).splits["test"]
+    order = np.random.default_rng(0).permutation(len(rows))[:BENCH_ROWS]
+    return rows.texts(order)
 
 
 def ui(port: int) -> None:
@@ -133,11 +147,7 @@ def ui(port: int) -> None:
 
 
 def doctor() -> None:
-    """Show what is well and what is not.
-
-    Raises:
-        UsageError: something is wrong.
-    """
+    """Show what is well and what is not, and how to mend it."""
     from distill.doctor import checks
 
     found = checks()

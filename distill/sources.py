@@ -95,7 +95,9 @@ def open_all(data: Data, names: Sequence[str]) -> dict[str, datasets.Dataset]:
     return {name: found[name] for name in names}
 
 
-def _open(data: Data, address: str, where: str, names: Sequence[str] = ("train",)) -> dict[str, datasets.Dataset]:
+def _open(
+    data: Data, address: str, where: str, names: Sequence[str] = ("train",)
+) -> dict[str, datasets.Dataset]:
     import datasets
 
     path = None if data.format == "hub" else resolve(address)
@@ -105,7 +107,9 @@ def _open(data: Data, address: str, where: str, names: Sequence[str] = ("train",
     if form == "auto":
         form = "folder" if path.is_dir() else SUFFIXES.get(path.suffix.lower(), "auto")  # type: ignore[assignment]
     if form == "auto":
-        raise DataError(f"{path.name}: unknown ending; set data.format to one of csv, tsv, jsonl, parquet, folder")
+        raise DataError(
+            f"{path.name}: unknown ending; set data.format to one of csv, tsv, jsonl, parquet, folder"
+        )
     if form == "folder":
         return _open_folder(path)
     options: dict[str, Any] = {}
@@ -138,11 +142,17 @@ def _reading(path: Path) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-        bad = _not_utf8(path) if isinstance(cause, UnicodeDecodeError) or "utf" in str(cause).lower() else None
+        bad = (
+            _not_utf8(path) if isinstance(cause, UnicodeDecodeError) or "utf" in str(cause).lower() else None
+        )
         if bad:
-            raise DataError(f"{path.name}, line {bad}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)") from None
+            raise DataError(
+                f"{path.name}, line {bad}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)"
+            ) from None
         reason = str(cause).strip().splitlines()
-        raise DataError(f"{path.name}: cannot be read: {reason[-1][:200] if reason else type(cause).__name__}") from None
+        raise DataError(
+            f"{path.name}: cannot be read: {reason[-1][:200] if reason else type(cause).__name__}"
+        ) from None
 
 
 def _not_utf8(path: Path) -> int | None:

@@ -5,6 +5,7 @@ Joins the other modules; what a stage needs is checked before any training start
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,21 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from distill import catalog, data, hub, inference, logits, models, planning, recipe as recipes, runs, tracking, yaml_strict
+from distill import catalog, data, hub, inference, logits, models, planning, runs, tracking, yaml_strict
+from distill import recipe as recipes
 from distill.data import Corpus, Rows
 from distill.encoding import Encoded, concatenate, encode
-from distill.errors import DataError, RecipeError, UsageError
+from distill.errors import RecipeError, UsageError
 from distill.evaluation import Predictions, measure
-from distill.files import sha256_file
 from distill.inference import Precision
 from distill.losses import Objective
 from distill.models import Classifier
 from distill.progress import say, track
 from distill.recipe import Loss, Model, Recipe, Student, Train
 from distill.runs import Role, Run, RunFolder
-from distill.tasks import Floats, TaskSpec, quality
+from distill.tasks import Floats, quality
 from distill.training import Lookup, total_steps, train
 
 
@@ -81,14 +81,18 @@ def find_teacher(name: str, key: str = "--teacher") -> TeacherRef:
         else:
             folder = tracking.download(name, runs.runs_folder() / "_downloads")
             if folder is None:
-                raise UsageError(f"{key}: neither a run here nor one on the tracking server has the MLflow id {name}")
+                raise UsageError(
+                    f"{key}: neither a run here nor one on the tracking server has the MLflow id {name}"
+                )
             return TeacherRef(name, folder, None)
     looks_like_path = "/" in name or name.startswith(("~", "."))
     if not looks_like_path and not name.startswith("package://"):
         run = runs.find(name)
         state = run.read()
         if state.status != "finished":
-            raise UsageError(f"{key}: {name} has not finished ({state.status}); distill {'teacher' if state.role == 'teacher' else 'student'} --resume {name}")
+            raise UsageError(
+                f"{key}: {name} has not finished ({state.status}); distill {'teacher' if state.role == 'teacher' else 'student'} --resume {name}"
+            )
         return TeacherRef(name, run.model, run)
     return TeacherRef(name, hub.checkpoint(name, key), None)
 
@@ -106,10 +110,14 @@ def _fits(model: Classifier, settings: Train, documents: Encoded) -> planning.Co
     heads = int(getattr(config, "num_attention_heads", 0) or config.n_heads)
     longest = int(documents.longest_window.max())
     steps = total_steps(settings, len(documents))
-    return planning.estimate(parameters, trained, hidden, len(models.layers(model.model)), heads, longest, settings, steps)
+    return planning.estimate(
+        parameters, trained, hidden, len(models.layers(model.model)), heads, longest, settings, steps
+    )
 
 
-def _plan(title: str, corpus: Corpus, model: Classifier, settings: Train, trained: Sequence[str], notes: list[str]) -> Plan:
+def _plan(
+    title: str, corpus: Corpus, model: Classifier, settings: Train, trained: Sequence[str], notes: list[str]
+) -> Plan:
     """Describe a training run without running it."""
     splits: dict[str, dict[str, Any]] = {}
     documents = []
@@ -137,7 +145,9 @@ def _reporting_memory() -> Iterator[None]:
         raise short from error
 
 
-def _validation(encoded: Encoded, corpus: Corpus, tokens: int, precision: Precision, accelerator: Any) -> Callable[[Classifier], dict[str, float]]:
+def _validation(
+    encoded: Encoded, corpus: Corpus, tokens: int, precision: Precision, accelerator: Any
+) -> Callable[[Classifier], dict[str, float]]:
     """Make the function that measures a model on validation."""
 
     def evaluate(model: Classifier) -> dict[str, float]:
@@ -178,23 +188,40 @@ def _fit(
         folder.update(facts=facts)
         tracking.sync(folder)
     # The model's own folder says how it reads; training data is what the objective was built for.
-    evaluate = _validation(encoded["validation"], corpus, recipe.evaluation.tokens_per_batch, precision, accelerator)
+    evaluate = _validation(
+        encoded["validation"], corpus, recipe.evaluation.tokens_per_batch, precision, accelerator
+    )
     with _reporting_memory():
         done = train(
             model, encoded["train"], objective, settings, evaluate, corpus.task.metric, folder, accelerator, meaning,
-            lookup, lambda: tracking.sync(folder) and None,
+            lookup, lambda: tracking.sync(folder),
         )  # fmt: skip
-        test = inference.predict_all(model, encoded["test"], recipe.evaluation.tokens_per_batch, precision, accelerator)
-        valid = inference.predict_all(model, encoded["validation"], recipe.evaluation.tokens_per_batch, precision, accelerator)
+        test = inference.predict_all(
+            model, encoded["test"], recipe.evaluation.tokens_per_batch, precision, accelerator
+        )
+        valid = inference.predict_all(
+            model, encoded["validation"], recipe.evaluation.tokens_per_batch, precision, accelerator
+        )
     if not accelerator.is_main_process:
         return
     model.save(folder.model)
-    train_figures = {"seconds": done.seconds, "steps": done.steps, "tokens": done.tokens, "best_step": done.best_step}
+    train_figures = {
+        "seconds": done.seconds,
+        "steps": done.steps,
+        "tokens": done.tokens,
+        "best_step": done.best_step,
+    }
     _record(folder, recipe, corpus, test, valid, model.parameters_count, train_figures)
 
 
 def _record(
-    folder: RunFolder, recipe: Recipe, corpus: Corpus, test: Floats, valid: Floats, parameters: int, training: dict[str, float]
+    folder: RunFolder,
+    recipe: Recipe,
+    corpus: Corpus,
+    test: Floats,
+    valid: Floats,
+    parameters: int,
+    training: dict[str, float],
 ) -> None:
     """Write a finished model's figures and its predictions."""
     task, edges = corpus.task, recipe.evaluation.length_buckets
@@ -215,7 +242,11 @@ def _record(
         "train": training,
     }
     folder.write_metrics(figures)
-    folder.log(int(training.get("steps", 0)), {f"test/{k}": v for k, v in figures["test"].items() if isinstance(v, float)}, "finished")
+    folder.log(
+        int(training.get("steps", 0)),
+        {f"test/{k}": v for k, v in figures["test"].items() if isinstance(v, float)},
+        "finished",
+    )
 
 
 def _new_run(name: str, role: Role, recipe: Recipe, recipe_name: str, **more: Any) -> RunFolder:
@@ -226,7 +257,9 @@ def _new_run(name: str, role: Role, recipe: Recipe, recipe_name: str, **more: An
     return runs.create(run, recipe.dump())
 
 
-def train_teacher(recipe: Recipe, recipe_name: str, name: str | None = None, resume: str | None = None, *, dry: bool = False) -> RunFolder | Plan:
+def train_teacher(
+    recipe: Recipe, recipe_name: str, name: str | None = None, resume: str | None = None, *, dry: bool = False
+) -> RunFolder | Plan:
     """Fine-tune a teacher.
 
     Args:
@@ -257,21 +290,25 @@ def train_teacher(recipe: Recipe, recipe_name: str, name: str | None = None, res
     if folder is None:
         folder = _new_run(name or runs.next_name(), "teacher", recipe, recipe_name, seed=settings.seed)
     objective = Objective(corpus.task.kind, [Loss(kind="hard")], settings.label_smoothing)
-    with folder.working():
+    with _working(folder):
         _fit(folder, recipe, corpus, model, encoded, settings, objective, None)
-    _close(folder)
     return folder
 
 
-def _close(folder: RunFolder) -> None:
-    """Tidy a finished run: its checkpoints have served, and the tracker hears of the end."""
-    import shutil
+@contextmanager
+def _working(folder: RunFolder) -> Iterator[None]:
+    """Work in a run folder; the tracker hears of the end, good or bad, and checkpoints go after a good one."""
+    try:
+        with folder.working():
+            yield
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    finally:
+        tracking.sync(folder)
 
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    tracking.sync(folder)
 
-
-def cache_logits(teacher: TeacherRef, recipe: Recipe, corpus: Corpus, splits: Sequence[str] | None = None) -> logits.Logits:
+def cache_logits(
+    teacher: TeacherRef, recipe: Recipe, corpus: Corpus, splits: Sequence[str] | None = None
+) -> logits.Logits:
     """Write down a teacher's logits for the recipe's rows, where they are missing, and open the cache.
 
     Raises:
@@ -291,28 +328,41 @@ def cache_logits(teacher: TeacherRef, recipe: Recipe, corpus: Corpus, splits: Se
     key = logits.key_of(model, precision, recipe.cache.dtype)
     folder = logits.folder_of(key)
     names = [name for name in (splits or recipe.cache.splits) if name in corpus.splits]
-    wanted = np.unique(np.concatenate([corpus.splits[name].row_id for name in names]))  # type: ignore[index]
+    wanted = np.unique(np.concatenate([corpus.splits[name].row_id for name in names]))
     if (folder / "manifest.json").is_file():
         cached = logits.Logits(folder, key)
         if np.isin(wanted, cached._ids).all():
             return cached
-    encoded = {name: _encode(model, corpus.splits[name]) for name in names}  # type: ignore[index]
+    encoded = {name: _encode(model, corpus.splits[name]) for name in names}
     everything = concatenate(list(encoded.values()))
     planning.require_disk(len(everything) * (8 + 4 * corpus.task.classes) * 2)
     began = time.monotonic()
     with _reporting_memory():
-        computed = logits.fill(folder, key, model, everything, recipe.cache, accelerator, f"caching logits of {teacher.name}")
+        computed = logits.fill(
+            folder, key, model, everything, recipe.cache, accelerator, f"caching logits of {teacher.name}"
+        )
     if accelerator.is_main_process:
         seconds = time.monotonic() - began
         gate: dict[str, Any] = {"largest_difference": logits.check_invariance(folder, key, model, everything)}
         if "validation" in encoded:
-            evaluated = teacher.run.metrics()["validation"][corpus.task.metric] if teacher.run and _same_data(teacher.run, corpus) else None
+            evaluated = (
+                teacher.run.metrics()["validation"][corpus.task.metric]
+                if teacher.run and _same_data(teacher.run, corpus)
+                else None
+            )
             found = logits.Logits(folder, key, verify=False)(encoded["validation"].row_id)
             gate[corpus.task.metric] = logits.check_quality(
-                corpus.task.kind, found, encoded["validation"].labels, corpus.task.metric, evaluated, teacher.name
+                corpus.task.kind,
+                found,
+                encoded["validation"].labels,
+                corpus.task.metric,
+                evaluated,
+                teacher.name,
             )
         logits.write_manifest(folder, gate)
-        say(f"cached logits of {computed:,} documents in {seconds:.0f} s ({computed / max(seconds, 1e-9):.0f}/s): {folder.name}")
+        say(
+            f"cached logits of {computed:,} documents in {seconds:.0f} s ({computed / max(seconds, 1e-9):.0f}/s): {folder.name}"
+        )
     accelerator.wait_for_everyone()
     return logits.Logits(folder, key)
 
@@ -326,7 +376,10 @@ def _reading_of(recipe: Recipe, teacher: TeacherRef) -> Model | None:
     found = models.load(teacher.model).config
     if found.architecture != recipe.teacher.architecture:
         return None
-    changes = {"checkpoint": str(teacher.model), "max_length": min(found.max_length, recipe.teacher.max_length)}
+    changes = {
+        "checkpoint": str(teacher.model),
+        "max_length": min(found.max_length, recipe.teacher.max_length),
+    }
     return recipe.teacher.model_copy(update=changes)
 
 
@@ -352,23 +405,31 @@ def member(group: str, role: Role, number: int) -> str:
     return f"{group}{middle}" + (f"-seed{number}" if number else "")
 
 
-def _soft_targets(job: StudentJob, recipe: Recipe, corpus: Corpus, teachers: list[TeacherRef]) -> tuple[Lookup, list[str]]:
+def _soft_targets(
+    job: StudentJob, recipe: Recipe, corpus: Corpus, teachers: list[TeacherRef]
+) -> tuple[Lookup, list[str]]:
     """Open (or fill) the caches of all teachers and make one look-up of them."""
     opened: list[logits.Logits]
     if job.logits is not None:
         cache = logits.Logits(logits.find(job.logits))
-        logits.refuse_difference(cache.key, {"kind": corpus.task.kind, "labels": list(corpus.task.labels)}, cache.folder.name)
+        logits.refuse_difference(
+            cache.key, {"kind": corpus.task.kind, "labels": list(corpus.task.labels)}, cache.folder.name
+        )
         for teacher in teachers:
             if teacher.run is not None:
                 model = models.load(teacher.model)
-                logits.refuse_difference(cache.key, logits.key_of(model, cache.key["precision"], cache.key["dtype"]), cache.folder.name)
+                logits.refuse_difference(
+                    cache.key,
+                    logits.key_of(model, cache.key["precision"], cache.key["dtype"]),
+                    cache.folder.name,
+                )
         opened = [cache]
     else:
         opened = [cache_logits(teacher, recipe, corpus) for teacher in teachers]
     for cache in opened:
         for name in ("train", "transfer"):
             if name in corpus.splits:
-                cache.require(corpus.splits[name].row_id)  # type: ignore[index]
+                cache.require(corpus.splits[name].row_id)
 
     def lookup(row_ids: Any) -> Floats:
         return logits.mean(corpus.task.kind, [cache(row_ids) for cache in opened], recipe.student.ensemble)
@@ -411,7 +472,9 @@ def train_students(job: StudentJob) -> list[RunFolder]:
     result = []
     if recipe.student.architecture != "tfidf":
         # The model is built first: a checkpoint that is missing should not cost a caching pass.
-        probe = models.build(recipe.student, "student", corpus.task, recipe.student.train.seed, _folder(teachers))
+        probe = models.build(
+            recipe.student, "student", corpus.task, recipe.student.train.seed, _folder(teachers)
+        )
         encoded = {name: _encode(probe, rows) for name, rows in corpus.splits.items()}
         del probe
         result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()})
@@ -441,22 +504,25 @@ def _train_group(
         if job.control:
             jobs.append(("control", alone, [Loss(kind="hard")], labelled, None))
         for role, chosen, terms, rows, target in jobs:
-            folder = _open_member(job, recipe, role, number, seed, {"logits": caches if role == "distilled" else []})
+            folder = _open_member(
+                job, recipe, role, number, seed, {"logits": caches if role == "distilled" else []}
+            )
             result.append(folder)
             if folder.read().status == "finished":
                 continue
             model = models.build(student, "student", corpus.task, seed, _folder(teachers))
             planning.require_disk(_fits(model, chosen, rows).disk)
             objective = Objective(corpus.task.kind, terms, chosen.label_smoothing)
-            with folder.working():
+            with _working(folder):
                 _fit(folder, recipe, corpus, model, {**encoded, "train": rows}, chosen, objective, target)
-            _close(folder)
             tested = folder.metrics()["test"][corpus.task.metric]
             say(f"{folder.name}: test {corpus.task.metric} {tested:.3f}")
     return result
 
 
-def _open_member(job: StudentJob, recipe: Recipe, role: Role, number: int, seed: int, facts: dict[str, Any]) -> RunFolder:
+def _open_member(
+    job: StudentJob, recipe: Recipe, role: Role, number: int, seed: int, facts: dict[str, Any]
+) -> RunFolder:
     """Open a run of the group, or make it."""
     name = member(job.group, role, number)
     if (runs.runs_folder() / name / "run.json").is_file():
@@ -470,18 +536,25 @@ def _open_member(job: StudentJob, recipe: Recipe, role: Role, number: int, seed:
 def _baseline(job: StudentJob, recipe: Recipe, corpus: Corpus) -> RunFolder:
     """Fit TF-IDF on the labelled rows."""
     module = catalog.load("student", "tfidf")
-    shared = {k: v for k, v in recipe.student.model_dump().items() if k in Student.model_fields and k not in ("checkpoint", "tokenizer", "config")}
-    config = recipe.student if recipe.student.architecture == "tfidf" else module.Config.model_validate({**shared, "architecture": "tfidf"})
+    shared = {
+        k: v
+        for k, v in recipe.student.model_dump().items()
+        if k in Student.model_fields and k not in ("checkpoint", "tokenizer", "config")
+    }
+    config = (
+        recipe.student
+        if recipe.student.architecture == "tfidf"
+        else module.Config.model_validate({**shared, "architecture": "tfidf"})
+    )
     folder = _open_member(job, recipe, "baseline", 0, 0, {"data": corpus.fingerprint})
     if folder.read().status == "finished":
         return folder
-    with folder.working():
+    with _working(folder):
         rows = corpus.splits["train"]
         began = time.monotonic()
         fitted = module.fit(config, corpus.task, rows.texts(), rows.labels)
         seconds = time.monotonic() - began
         fitted.save(folder.model)
-        test, valid = (fitted.logits(corpus.splits[name].texts()) for name in ("test", "validation"))  # type: ignore[index]
+        test, valid = (fitted.logits(corpus.splits[name].texts()) for name in ("test", "validation"))
         _record(folder, recipe, corpus, test, valid, fitted.parameters, {"seconds": seconds, "steps": 0})
-    _close(folder)
     return folder

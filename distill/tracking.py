@@ -235,9 +235,8 @@ def _send_metrics(client: Any, folder: RunFolder, sent: _Sent, entries: list[dic
 def _send_dataset(client: Any, folder: RunFolder, sent: _Sent, digest: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = yaml_strict.parse(folder.recipe.read_text(encoding="utf-8"), folder.recipe.name)["data"][
-        "source"
-    ]
+    recipe = yaml_strict.parse(folder.recipe.read_text(encoding="utf-8"), folder.recipe.name)
+    source = recipe["data"]["source"]
     name = Path(source if isinstance(source, str) else source.get("train", "data")).name
     data = Dataset(name[:500], digest[:36], "distill", json.dumps({"uri": source})[:65535])
     client.log_inputs(sent.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "train")])])
@@ -257,16 +256,22 @@ def _patience() -> Iterator[None]:
         os.environ[name] = short
 
 
-def _send_result(client: Any, folder: RunFolder, sent: _Sent, run: Run, step: int) -> None:
-    """Send the final figures, then the files that are not there yet."""
+def _send_result(
+    client: Any, folder: RunFolder, sent: _Sent, run: Run, entries: list[dict[str, Any]]
+) -> None:
+    """Send the final figures that the journal did not hold, then the files that are not there yet."""
     from mlflow.entities import Metric
 
     figures, time_ms = folder.metrics(), int((run.finished or run.created) * 1000)
+    step, told = (
+        entries[-1]["step"] if entries else 0,
+        {name for entry in entries for name in entry["metrics"]},
+    )
     final = [
         Metric(_name(f"{part}/{name}"), value, time_ms, step)
         for part in ("test", "bench", "model")
         for name, value in figures.get(part, {}).items()
-        if _number(value)
+        if _number(value) and f"{part}/{name}" not in told
     ]
     client.log_batch(sent.run_id, metrics=final)
     manifests = [Path(cache) / "manifest.json" for cache in run.facts.get("logits", [])]
@@ -274,13 +279,12 @@ def _send_result(client: Any, folder: RunFolder, sent: _Sent, run: Run, step: in
     files |= {manifest: f"logits/{manifest.parent.name}" for manifest in manifests}
     with _patience():
         for path, place in files.items():
-            if str(path) in sent.artifacts or not path.exists():
-                continue
-            (client.log_artifacts if path.is_dir() else client.log_artifact)(
-                sent.run_id, str(path), place or None
-            )
-            sent.artifacts.append(str(path))
-            sent.save(folder)
+            key = f"{place}/{path.name}"
+            if key not in sent.artifacts and path.exists():
+                log = client.log_artifacts if path.is_dir() else client.log_artifact
+                log(sent.run_id, str(path), place or None)
+                sent.artifacts.append(key)
+                sent.save(folder)
 
 
 def _send(folder: RunFolder, where: str) -> None:
@@ -298,7 +302,7 @@ def _send(folder: RunFolder, where: str) -> None:
     if digest and not sent.dataset:
         _send_dataset(client, folder, sent, digest)
     if status == "FINISHED":
-        _send_result(client, folder, sent, run, entries[-1]["step"] if entries else 0)
+        _send_result(client, folder, sent, run, entries)
     else:
         sent.artifacts = []  # a run that goes on has other files when it ends
     if status == "RUNNING":
@@ -364,7 +368,7 @@ def download(mlflow_run_id: str, into: Path) -> Path | None:
 
     Args:
         mlflow_run_id: 32 hexadecimal digits.
-        into: the folder in which ``model/`` is made, complete or not at all.
+        into: the folder in which one of that id is made, complete or not at all.
 
     Returns:
         The model's folder; None when the server has no such run.
@@ -384,7 +388,7 @@ def download(mlflow_run_id: str, into: Path) -> Path | None:
             raise HubError(
                 f"MLflow run {mlflow_run_id} has no model on {public(where)}; is it finished and sent?"
             )
-        with _patience(), replacing_folder(into / "model") as aside:
+        with _patience(), replacing_folder(into / mlflow_run_id) as aside:
             fetched = Path(client.download_artifacts(mlflow_run_id, "model", str(aside)))
             for path in list(fetched.iterdir()):
                 path.rename(aside / path.name)
@@ -397,24 +401,7 @@ def download(mlflow_run_id: str, into: Path) -> Path | None:
         raise HubError(
             f"MLflow run {mlflow_run_id}: cannot be fetched from {public(where)}: {reason}"
         ) from error
-    return into / "model"
-
-
-@dataclass
-class Ui:
-    """MLflow's pages: where they are, and the server, when it is ours."""
-
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    def stop(self) -> None:
-        """End the server and its workers."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+    return into / mlflow_run_id
 
 
 def _is_free(port: int) -> bool:
@@ -438,12 +425,15 @@ def _is_up(port: int) -> bool:
         connection.close()
 
 
-def start_ui(port: int = 5000) -> Ui:
+def start_ui(port: int = 5000) -> tuple[subprocess.Popen[bytes] | None, int]:
     """Serve MLflow's pages to this machine alone, and wait until they answer.
 
     Args:
-        port: the one to take, or the next free one of the 20 after it. Nothing is started where
-            ``$MLFLOW_TRACKING_URI`` is a server.
+        port: the one to take, or the next free one of the 20 after it.
+
+    Returns:
+        The server, which ``terminate()`` ends with its worker, and its port. None in the server's place
+        where ``$MLFLOW_TRACKING_URI`` is one already: nothing is started then.
 
     Raises:
         UsageError: none of the ports is free.
@@ -451,7 +441,7 @@ def start_ui(port: int = 5000) -> Ui:
     """
     where = uri()
     if where.startswith(("http://", "https://")):
-        return Ui(port)
+        return None, port
     free = next((number for number in range(port, port + 21) if _is_free(number)), None)
     if free is None:
         raise UsageError(f"ports {port} to {port + 20} are all taken; give another --port")
@@ -460,33 +450,23 @@ def start_ui(port: int = 5000) -> Ui:
     # Job execution is for language-model judges: without it 2 processes and 0.5 GB do, not 10 and 2.3.
     # The store goes by the environment: its address may hold a password, and everybody sees arguments.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": where}
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(free),
-        "--workers",
-        "1",
-    ]
+    command = [sys.executable, *f"-m mlflow server --host 127.0.0.1 --port {free} --workers 1".split()]
     command += ["--default-artifact-root", files, "--artifacts-destination", files]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=os.environ | environment, cwd=runs_folder(), stdout=output, stderr=subprocess.STDOUT
         )
-    ui, deadline = Ui(free, process), time.monotonic() + 90
+    deadline = time.monotonic() + 90
     try:
         while not _is_up(free):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise DistillError(f"MLflow's server did not come up on port {free}; {log} says why")
             time.sleep(0.3)
     except BaseException:
-        ui.stop()
+        process.terminate()
+        process.wait()
         raise
-    return ui
+    return process, free
 
 
 def deep_link(port: int, experiment: str) -> str:

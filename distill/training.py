@@ -119,7 +119,7 @@ def train(
     accelerator: Any,
     meaning: dict[str, Any],
     lookup: Lookup | None = None,
-    on_evaluation: Callable[[], None] = lambda: None,
+    on_evaluation: Callable[[], object] = lambda: None,
 ) -> Trained:
     """Train a classifier; it holds the weights of its best evaluation afterwards.
 
@@ -163,10 +163,14 @@ def train(
             if state.step >= total or (settings.patience and state.since_best >= settings.patience):
                 break
             # Dropout is a function of (seed, step, rank), so that a resumed run repeats it to the bit.
-            torch.manual_seed(int(np.random.SeedSequence([settings.seed, state.step, rank]).generate_state(1)[0]))
+            torch.manual_seed(
+                int(np.random.SeedSequence([settings.seed, state.step, rank]).generate_state(1)[0])
+            )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, state.step, total)
-            losses = _step(wrapped, model, data, documents, lengths, objective, settings, optimizer, accelerator, lookup)
+            losses = _step(
+                wrapped, model, data, documents, lengths, objective, settings, optimizer, accelerator, lookup
+            )
             if not all(math.isfinite(value) for value in losses.values()):
                 raise Diverged(
                     f"{folder.name}: the loss is not finite at step {state.step + 1} ({losses}); "

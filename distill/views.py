@@ -1,10 +1,10 @@
 """How a model with a short window reads a long document. Pure functions of token ids.
 
-    head       the first tokens
-    tail       the last tokens
-    head_tail  half of the window from each end (Sun et al. 2019, section 5.3.1)
-    chunks     several windows from the beginning on; their logits are averaged before the loss, so
-               that the pooled logit is what meets the teacher's
+head       the first tokens
+tail       the last tokens
+head_tail  half of the window from each end (Sun et al. 2019, section 5.3.1)
+chunks     several windows from the beginning on; their logits are averaged before the loss, so
+that the pooled logit is what meets the teacher's
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Literal
 View = Literal["head", "tail", "head_tail", "chunks"]
 
 
-def cut(ids: Sequence[int], room: int, view: View, max_windows: int = 8, overlap: int = 0) -> list[Sequence[int]]:
+def cut(
+    ids: Sequence[int], room: int, view: View, max_windows: int = 8, overlap: int = 0
+) -> list[Sequence[int]]:
     """Cut a document into the windows that a model reads.
 
     Args:

@@ -80,7 +80,9 @@ def parse(text: str, where: str) -> Any:
                 depth -= 1
             aliases += isinstance(event, yaml.events.AliasEvent)
             if depth > MAX_DEPTH or aliases > MAX_ALIASES:
-                what = f"nested deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else f"over {MAX_ALIASES} aliases"
+                what = (
+                    f"nested deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else f"over {MAX_ALIASES} aliases"
+                )
                 raise RecipeError(f"{where}: {what}; write it out flat")
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, made stricter
     except yaml.MarkedYAMLError as error:

@@ -56,7 +56,9 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
                 f"and the recipe says {config.layers} of {config.width}"
             )
         pretrained.check_length(config.max_length, found.max_position_embeddings, "student")
-        return pretrained.from_checkpoint(BertForSequenceClassification, config.checkpoint, key, task, **config.config)
+        return pretrained.from_checkpoint(
+            BertForSequenceClassification, config.checkpoint, key, task, **config.config
+        )
     fields = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,

@@ -33,7 +33,9 @@ class Config(Student):
     @model_validator(mode="after")
     def _from_the_teacher(self) -> Config:
         if self.checkpoint or self.tokenizer:
-            raise ValueError("teacher_layers takes weights and tokenizer from its teacher: no checkpoint, no tokenizer")
+            raise ValueError(
+                "teacher_layers takes weights and tokenizer from its teacher: no checkpoint, no tokenizer"
+            )
         return self
 
 
@@ -44,11 +46,15 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     from distill import pretrained
 
     if teacher is None:
-        raise RecipeError("student.architecture: teacher_layers needs a teacher of the families " + ", ".join(SIBLINGS))
+        raise RecipeError(
+            "student.architecture: teacher_layers needs a teacher of the families " + ", ".join(SIBLINGS)
+        )
     source = AutoModel.from_pretrained(str(teacher))
     found = source.config
     if found.model_type not in SIBLINGS:
-        raise RecipeError(f"student.architecture: teacher_layers cannot cut a {found.model_type}; use {', '.join(SIBLINGS)}")
+        raise RecipeError(
+            f"student.architecture: teacher_layers cannot cut a {found.model_type}; use {', '.join(SIBLINGS)}"
+        )
     if max(config.layers) >= found.num_hidden_layers:
         raise RecipeError(
             f"student.layers: {max(config.layers)} is out of range; the teacher has layers 0 to {found.num_hidden_layers - 1}"

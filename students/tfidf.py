@@ -64,8 +64,14 @@ class TfIdf:
         with replacing_folder(folder) as aside:
             terms = sorted(self.vectorizer.vocabulary_, key=self.vectorizer.vocabulary_.__getitem__)
             write_json(aside / "vocabulary.json", terms)
-            arrays = {"idf": self.vectorizer.idf_.astype(np.float32), "weight": self.weight, "bias": self.bias}
-            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, aside / "model.safetensors")
+            arrays = {
+                "idf": self.vectorizer.idf_.astype(np.float32),
+                "weight": self.weight,
+                "bias": self.bias,
+            }
+            save_file(
+                {name: np.ascontiguousarray(a) for name, a in arrays.items()}, aside / "model.safetensors"
+            )
             task = {"kind": self.task.kind, "labels": list(self.task.labels), "metric": self.task.metric}
             about = {"section": "student", "model": self.config.model_dump(mode="json"), "task": task}
             write_json(aside / "distill.json", about)
@@ -106,7 +112,9 @@ def fit(config: Config, task: TaskSpec, rows: Sequence[tuple[str, str | None]], 
     try:
         features = vectorizer.fit_transform(_texts(rows))
     except ValueError:
-        raise DataError("tfidf: no term stands in min_documents documents; set student.min_documents=1") from None
+        raise DataError(
+            "tfidf: no term stands in min_documents documents; set student.min_documents=1"
+        ) from None
     terms = features.shape[1]
     weight, bias = np.zeros((terms, task.classes), np.float32), np.zeros(task.classes, np.float32)
 

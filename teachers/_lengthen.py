@@ -50,7 +50,9 @@ def encoder(config: Teacher, found: Any) -> Encoder:
         )
     weights = pretrained.backbone_weights(config.checkpoint, "teacher.checkpoint")
     table = weights.pop("embeddings.position_embeddings.weight")
-    weights = {name: w for name, w in weights.items() if not name.endswith(("position_ids", "token_type_ids"))}
+    weights = {
+        name: w for name, w in weights.items() if not name.endswith(("position_ids", "token_type_ids"))
+    }
     # RoBERTa and Longformer keep the rows up to and with the padding's for padding.
     first = 0 if found.model_type in ("bert", "big_bird") else int(found.pad_token_id) + 1
     learnt = table[first:]

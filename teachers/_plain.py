@@ -35,7 +35,11 @@ def build(
         RecipeError: max_length is beyond the positions and ``lengthen`` is off.
     """
     if config.checkpoint is None:
-        fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": task.classes}
+        fields = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "num_labels": task.classes,
+        }
         made = AutoConfig.for_model(model_type, **{**fields, **config.config})
         if "max_position_embeddings" not in config.config:
             made.max_position_embeddings = config.max_length + reserved(made)

@@ -9,6 +9,7 @@ a forward pass.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,10 +57,10 @@ def bucket(model: Any, config: Config, length: int) -> int:
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from a BigBird checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
+    from distill.teachers import _lengthen
     from transformers import BigBirdConfig, BigBirdForSequenceClassification
 
     from distill import pretrained
-    from distill.teachers import _lengthen
 
     key = "teacher.checkpoint"
     fields = {
@@ -80,11 +81,18 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     found = pretrained.read_config(config.checkpoint, key, (MODEL_TYPE, *_lengthen.SHORT_TYPES))
     if found.model_type == MODEL_TYPE and (not config.lengthen or config.max_length <= positions(found)):
         pretrained.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
-        return pretrained.from_checkpoint(BigBirdForSequenceClassification, config.checkpoint, key, task, **fields)
+        return pretrained.from_checkpoint(
+            BigBirdForSequenceClassification, config.checkpoint, key, task, **fields
+        )
     encoder = _lengthen.encoder(config, found)
     weights = {f"bert.{name.replace('pooler.dense', 'pooler')}": w for name, w in encoder.weights.items()}
     made = BigBirdConfig(
-        **{**encoder.fields, "rescale_embeddings": False, "max_position_embeddings": encoder.length, **fields},
+        **{
+            **encoder.fields,
+            "rescale_embeddings": False,
+            "max_position_embeddings": encoder.length,
+            **fields,
+        },
         num_labels=task.classes,
     )
     weights["bert.embeddings.position_embeddings.weight"] = encoder.positions
@@ -103,12 +111,12 @@ def forward(model: Any, config: Config, batch: Batch) -> Tensor:
     result: list[Tensor] = []
     order: list[int] = []
     # The stock training forward seeds NumPy's global generator with the layer's number.
-    state = np.random.get_state()  # noqa: NPY002
+    state = np.random.get_state()
     for grid in sorted(set(grids)):
         members = [at for at, g in enumerate(grids) if g == grid]
         result.append(_one_grid(model, config, _select(batch, members), grid))
         order += members
-    np.random.set_state(state)  # noqa: NPY002
+    np.random.set_state(state)
     back = torch.empty(len(order), dtype=torch.long, device=result[0].device)
     back[torch.tensor(order, device=back.device)] = torch.arange(len(order), device=back.device)
     return torch.cat(result)[back]
@@ -130,6 +138,7 @@ def _select(batch: Batch, members: list[int]) -> Batch:
 
 def _one_grid(model: Any, config: Config, batch: Batch, grid: int) -> Tensor:
     import torch
+    from distill.teachers._full_attention import FullAttention
 
     from distill import padded
 
@@ -138,6 +147,14 @@ def _one_grid(model: Any, config: Config, batch: Batch, grid: int) -> Tensor:
     # cost neither time nor random numbers.
     with torch.device("meta"):
         model.bert.set_attention_type(kind)
+    if not grid:
+        for layer in model.bert.encoder.layer:
+            if not isinstance(layer.attention.self, FullAttention):
+                layer.attention.self = FullAttention(layer.attention.self)
     width = grid * config.block_size if grid else None
-    logits: Tensor = model(**padded.inputs(model, batch, width)).logits
+    # The stock sparse path mixes dtypes under CPU autocast (softmax stays bf16 there, and is scattered into
+    # fp32): it runs in fp32 on a CPU, always, so that precision too is a function of the document.
+    on_cpu = batch.token_ids.device.type == "cpu"
+    with torch.autocast("cpu", enabled=False) if grid and on_cpu else contextlib.nullcontext():
+        logits: Tensor = model(**padded.inputs(model, batch, width)).logits
     return logits

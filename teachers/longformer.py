@@ -45,10 +45,10 @@ def positions(config: Any) -> int:
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from a Longformer checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
     import torch
+    from distill.teachers import _lengthen
     from transformers import LongformerConfig, LongformerForSequenceClassification
 
     from distill import pretrained
-    from distill.teachers import _lengthen
 
     key = "teacher.checkpoint"
 
@@ -59,7 +59,11 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         return result
 
     if config.checkpoint is None:
-        base = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "sep_token_id": tokenizer.sep_token_id}
+        base = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+        }
         made = LongformerConfig(**{**base, **config.config}, num_labels=task.classes)
         made.attention_window = windows(made.num_hidden_layers)
         if "max_position_embeddings" not in config.config:
@@ -70,11 +74,15 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     if found.model_type == MODEL_TYPE and (not config.lengthen or config.max_length <= positions(found)):
         pretrained.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
         fields = {"attention_window": windows(found.num_hidden_layers), **config.config}
-        return pretrained.from_checkpoint(LongformerForSequenceClassification, config.checkpoint, key, task, **fields)
+        return pretrained.from_checkpoint(
+            LongformerForSequenceClassification, config.checkpoint, key, task, **fields
+        )
     encoder = _lengthen.encoder(config, found)
     pad = int(encoder.fields["pad_token_id"])
     # Longformer numbers its tokens from pad + 1 on, and has no pooler.
-    positions_table = torch.cat([encoder.positions.new_zeros(pad + 1, encoder.positions.shape[1]), encoder.positions])
+    positions_table = torch.cat(
+        [encoder.positions.new_zeros(pad + 1, encoder.positions.shape[1]), encoder.positions]
+    )
     made = LongformerConfig(
         **{
             **encoder.fields,

@@ -141,9 +141,15 @@ def test_nothing_to_read_is_refused(tmp_path: Path) -> None:
         bench({"one": folder(tmp_path, "one")}, [], loader=Fake)
 
 
-def test_importing_it_does_not_import_torch() -> None:
+def test_the_libraries_that_are_imported_beforehand_exist() -> None:
+    from importlib.util import find_spec
+
+    assert all(find_spec(name) for name in benchmark.LIBRARIES)
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
     import subprocess
 
-    code = "import sys, distill.benchmark\n"
+    code = "import sys, distill.benchmark, distill.comparison, distill.chart\n"
     code += "assert not {'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
