@@ -5,6 +5,7 @@ Pure functions of logits and labels; knows no model and reads no file but a run'
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def buckets(words: Array, edges: Sequence[int]) -> list[tuple[str, Array]]:
     """
     bounds = [0, *sorted(edges), None]
     result = []
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in itertools.pairwise(bounds):
         mask = (words >= low) & (True if high is None else words < high)
         if mask.any():
             result.append((f"{low}+" if high is None else f"{low}-{high - 1}", mask))

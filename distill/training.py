@@ -147,7 +147,7 @@ def train(
     total = total_steps(settings, len(data))
     every = settings.evaluate_every or steps_per_epoch(len(data), settings.batch_size)
     lengths = data.longest_window * data.window_counts
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank = accelerator.process_index
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
     state, best_weights = TrainState(meaning=meaning), None

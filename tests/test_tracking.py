@@ -32,21 +32,11 @@ student:
 """
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making its tables takes seconds, copying it none."""
-    from mlflow import MlflowClient
-
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}")
-    return file
-
-
 @pytest.fixture(autouse=True)
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path) -> Iterator[Path]:
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_store: Path) -> Iterator[Path]:
     folder = tmp_path / "runs"
     folder.mkdir()
-    shutil.copy(migrated, folder / "mlflow.db")
+    shutil.copy(mlflow_store, folder / "mlflow.db")
     monkeypatch.setenv("DISTILL_RUNS", str(folder))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name, value in tracking._ENVIRONMENT.items():  # so that what sync sets is taken back

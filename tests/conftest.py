@@ -1,0 +1,167 @@
+"""Tiny models and small generated data, so that the tests need neither a network nor minutes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+GOOD = "good great fine lovely superb warm bright clever".split()
+BAD = "bad poor dull awful weak cold dreary stupid".split()
+PLAIN = "the a film story actor scene music plot and of with in it was".split()
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def sentence(rng: np.random.Generator, label: int, words: int) -> str:
+    """Write a document whose class shows in about a third of its words."""
+    mood = GOOD if label else BAD
+    return " ".join(str(rng.choice(mood if rng.random() < 0.35 else PLAIN)) for _ in range(words))
+
+
+def documents(count: int, seed: int = 0, longest: int = 60) -> list[tuple[str, int]]:
+    """Make ``count`` documents of both classes, 4 to ``longest`` words, no two alike."""
+    rng = np.random.default_rng(seed)
+    return [(f"{sentence(rng, i % 2, int(rng.integers(4, longest)))} n{i}", i % 2) for i in range(count)]
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[Any]], header: Sequence[str] = ("text", "label")) -> Path:
+    """Write a csv file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WordPiece tokenizer as BERT has it."""
+    from transformers import BertTokenizer
+
+    folder = tmp_path_factory.mktemp("wordpiece")
+    words = [
+        *GOOD,
+        *BAD,
+        *PLAIN,
+        *"abcdefghijklmnopqrstuvwxyz0123456789",
+        *(f"##{c}" for c in "0123456789abcdefghijklmnopqrstuvwxyz"),
+    ]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(words)]
+    BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def roberta_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer with RoBERTa's special tokens."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer
+
+    folder = tmp_path_factory.mktemp("bpe")
+    trainer = ByteLevelBPETokenizer()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer.train_from_iterator(
+        [" ".join([*GOOD, *BAD, *PLAIN])] * 3, vocab_size=400, special_tokens=specials
+    )
+    trainer.save_model(str(folder))
+    RobertaTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_store: Path) -> Path:
+    """An empty runs folder with a migrated MLflow store (making one takes seconds)."""
+    import shutil
+
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    shutil.copy(mlflow_store, folder / "mlflow.db")
+    monkeypatch.setenv("DISTILL_RUNS", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty sqlite store, to be copied."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}")
+    return file
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, tokenizer_folder: Path) -> Write:
+    """Write a recipe over a csv of 160 documents: a tiny BigBird teaches a tiny BERT, both from scratch.
+
+    ``changes`` are dotted keys laid over it: ``recipe_file({"teacher.train.seed": 3})``.
+    """
+    import yaml
+
+    def write(changes: dict[str, Any] | None = None, name: str = "recipe.yaml") -> Path:
+        source = tmp_path / "reviews.csv"
+        if not source.exists():
+            write_csv(source, documents(160))
+        train = {
+            "epochs": 1.0,
+            "batch_size": 8,
+            "tokens_per_batch": 1024,
+            "learning_rate": 0.001,
+            "precision": "fp32",
+        }
+        recipe: dict[str, Any] = {
+            "description": "tiny",
+            "experiment": "tests",
+            "data": {
+                "source": str(source),
+                "splits": {
+                    "test": {"from": "train", "rows": 30},
+                    "validation": {"from": "train", "rows": 20},
+                    "transfer": {"from": "train", "rows": 60},
+                    "train": {"from": "train"},
+                },
+            },
+            "task": {"labels": ["bad", "good"]},
+            "teacher": {
+                "architecture": "bigbird", "tokenizer": str(tokenizer_folder), "config": dict(TINY), "max_length": 128,
+                "block_size": 4, "random_blocks": 1, "train": dict(train),
+            },
+            "student": {
+                "architecture": "bert_miniature", "checkpoint": None, "max_length": 16, "view": "head_tail",
+                "config": dict(TINY), "train": dict(train),
+            },
+        }  # fmt: skip
+        for key, value in (changes or {}).items():
+            *path, last = key.split(".")
+            part = recipe
+            for step in path:
+                part = part.setdefault(step, {})
+            part[last] = value
+        path_ = tmp_path / name
+        path_.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return path_
+
+    return write
+
+
+def distill(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the true command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "distill", *arguments],
+        capture_output=True, text=True, timeout=300, env=os.environ | environment,
+    )  # fmt: skip
