@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     import torch
 
 Bucket = Callable[[int], int]
-"""Windows of lengths with one bucket may share a forward pass (see teachers/bigbird.py)."""
+"""From a window's length to the width in tokens that it is padded to, 0 where any width will do; windows of
+one width share a forward pass (see teachers/bigbird.py)."""
 
 
 def one_bucket(length: int) -> int:
-    """Let all windows share a forward pass."""
+    """Let all windows share a forward pass, as wide as its longest."""
     return 0
 
 
@@ -108,6 +109,7 @@ def micro_batches(
     """
     longest, counts = data.longest_window[indices], data.window_counts[indices]
     groups = np.array([bucket(int(length)) for length in longest])
+    longest = np.maximum(longest, groups)
     result: list[Array] = []
     current: list[int] = []
     width = windows = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def save(
         write_json(aside / "state.json", asdict(state))
         hashes = {file.name: sha256_file(file) for file in sorted(aside.iterdir())}
         write_json(aside / MANIFEST, hashes)
-    for other in folder.glob("step-*"):
+    # Older ones, and what a killed process left half written.
+    for other in [*folder.glob("step-*"), *folder.glob(".step-*")]:
         if other != target:
             shutil.rmtree(other, ignore_errors=True)
     return target
@@ -86,15 +88,35 @@ def save(
 
 def _holds(path: Path) -> bool:
     """Say whether every file is as its manifest says."""
-    if not (path / MANIFEST).is_file():
+    try:
+        hashes = read_json(path / MANIFEST)
+    except (OSError, ValueError):
         return False
-    hashes = read_json(path / MANIFEST)
     return all((path / name).is_file() and sha256_file(path / name) == sha for name, sha in hashes.items())
 
 
 def latest(folder: Path) -> Path | None:
-    """Find the newest checkpoint that is whole."""
-    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if _holds(path)), None)
+    """Find the newest checkpoint that is whole; None where there is none at all.
+
+    Raises:
+        DataError: there are checkpoints, and each is damaged. To begin anew is the user's choice: it
+            throws away what was trained.
+    """
+    found = sorted(folder.glob("step-*"), reverse=True)
+    whole = next((path for path in found if _holds(path)), None)
+    if found and whole is None:
+        raise DataError(
+            f"{folder.parent.name}: checkpoint {found[0].name} is damaged (its hashes differ); "
+            f"put {found[0]} back from a copy, or delete {folder} to train from the beginning"
+        )
+    return whole
+
+
+def _difference(was: Any, now: Any) -> str:
+    """Tell two values apart; of long texts, such as recipes, the first line that differs."""
+    pairs = zip_longest(str(was).splitlines(), str(now).splitlines(), fillvalue="absent")
+    old, new = next(((a.strip(), b.strip()) for a, b in pairs if a != b), (was, now))
+    return f"was {old!s:.80}, and is {new!s:.80} now"
 
 
 def load(
@@ -118,7 +140,7 @@ def load(
     for key, was in state.meaning.items():
         if meaning.get(key) != was:
             raise DataError(
-                f"{path.parent.parent.name}: cannot be resumed: {key} was {was!s:.60}, and is {meaning.get(key)!s:.60} now"
+                f"{path.parent.parent.name}: cannot be resumed: {key} {_difference(was, meaning.get(key))}"
             )
     model.load_state_dict(load_file(path / "model.safetensors"))
     slots: dict[int, dict[str, Tensor]] = {}

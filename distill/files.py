@@ -45,22 +45,32 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends well.
 
-    An older folder of that name is removed once the new one is complete on disk.
+    An older folder of that name is moved aside once the new one is complete on disk, and comes back when
+    the new one cannot take its place.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    old = aside.with_suffix(".old")
     aside.mkdir(parents=True)
     try:
         yield aside
-        for file in sorted(aside.rglob("*")):
-            if file.is_file():
-                sync_file(file)
+        for inside in sorted(aside.rglob("*")):
+            if inside.is_file():
+                sync_file(inside)
+            else:
+                sync_folder(inside)
         sync_folder(aside)
         if path.exists():
-            shutil.rmtree(path)
-        aside.replace(path)
+            path.replace(old)
+        try:
+            aside.replace(path)
+        except BaseException:
+            if old.exists():
+                old.replace(path)
+            raise
         sync_folder(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

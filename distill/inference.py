@@ -9,7 +9,7 @@ import torch
 
 from distill.batching import collate, micro_batches, share
 from distill.encoding import Encoded
-from distill.errors import OutOfMemory, RecipeError
+from distill.errors import Diverged, OutOfMemory, RecipeError
 from distill.models import Classifier
 from distill.progress import Tracker
 from distill.tasks import Array, Floats
@@ -87,6 +87,9 @@ def predict_all(
     """Compute logits of a whole split, shared among all processes; every process gets all of them.
 
     Each document is computed once: its logits are added to the other processes' zeros, which is exact.
+
+    Raises:
+        Diverged: a logit is not finite. (An accuracy can be computed of NaN, and would look like a figure.)
     """
     training = model.training
     model.eval()
@@ -97,7 +100,11 @@ def predict_all(
     model.train(training)
     if accelerator.num_processes > 1:
         summed = accelerator.reduce(torch.from_numpy(result).to(accelerator.device), "sum")
-        return np.asarray(summed.cpu().numpy())
+        result = np.asarray(summed.cpu().numpy())
+    if not np.isfinite(result).all():
+        raise Diverged(
+            "the model's logits are not finite; lower train.learning_rate, or set train.precision=fp32"
+        )
     return result
 
 

@@ -151,6 +151,15 @@ def freeze(model: Any, embeddings: bool, lowest: int) -> None:
         part.requires_grad_(False)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Compute each layer again in the backward pass, in place of keeping what it computed."""
+    wish = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # newer releases of transformers warn of the old name
+        model.activation_checkpointing_enable(wish)
+    else:
+        model.gradient_checkpointing_enable(wish)
+
+
 def weights_hash(model: nn.Module) -> str:
     """Hash all weights by name and value, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -231,10 +240,11 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
         config: how it reads; what the folder says where absent.
 
     Raises:
-        DataError: no classifier is there.
+        DataError: no classifier is there, or some of its weights are not.
     """
     from types import SimpleNamespace
 
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     quiet()
@@ -255,10 +265,14 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
             names = tuple(hf_config.id2label[i] for i in range(hf_config.num_labels))
             kinds = {"multi_label_classification": "multi_label", "regression": "regression"}
             task = TaskSpec(kinds.get(str(hf_config.problem_type), "single_label"), names, "nll")  # type: ignore[arg-type]
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        model, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder}: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
+    if info["missing_keys"]:
+        # transformers fills them with random numbers: such a classifier answers, and answers nonsense.
+        lost = sorted(info["missing_keys"])
+        raise DataError(f"{folder}: lacks {len(lost)} of the model's weights, {lost[0]} among them")
     module = module or SimpleNamespace(forward=padded.forward)
     return Classifier(model, config or own, tokenizer, task, module).eval()
 

@@ -69,12 +69,14 @@ def from_checkpoint(auto: Any, checkpoint: str, key: str, task: TaskSpec, **chan
     Raises:
         DataError: weights beside the head's are missing.
     """
+    from safetensors import SafetensorError
+
     where = hub.checkpoint(checkpoint, key)
     try:
         model, info = auto.from_pretrained(
             where, num_labels=task.classes, ignore_mismatched_sizes=True, output_loading_info=True, **changes
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{key}: {checkpoint}: {str(error).splitlines()[0][:200]}") from None
     refuse_missing(info["missing_keys"], checkpoint, key)
     return model
@@ -99,13 +101,19 @@ def fill(model: Any, weights: Mapping[str, Tensor], checkpoint: str, key: str) -
 
 
 def backbone_weights(checkpoint: str, key: str) -> dict[str, Tensor]:
-    """Read an encoder's weights, by their names inside the encoder (no ``bert.`` before them)."""
+    """Read an encoder's weights, by their names inside the encoder (no ``bert.`` before them).
+
+    Raises:
+        DataError: they cannot be read, or some beside the pooler's are missing.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(hub.checkpoint(checkpoint, key))
-    except (OSError, ValueError) as error:
+        model, info = AutoModel.from_pretrained(hub.checkpoint(checkpoint, key), output_loading_info=True)
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{key}: {checkpoint}: {str(error).splitlines()[0][:200]}") from None
+    refuse_missing(info["missing_keys"], checkpoint, key)
     return dict(model.state_dict())
 
 

@@ -141,7 +141,7 @@ def train(
         Interrupted: somebody asked to stop; a checkpoint has been written.
     """
     if settings.gradient_checkpointing:
-        model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        models.checkpoint_activations(model.model)
     models.freeze(model.model, settings.freeze_embeddings, settings.freeze_layers)
     optimizer = make_optimizer(model, settings)
     total = total_steps(settings, len(data))

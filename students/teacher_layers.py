@@ -49,7 +49,8 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         raise RecipeError(
             "student.architecture: teacher_layers needs a teacher of the families " + ", ".join(SIBLINGS)
         )
-    source = AutoModel.from_pretrained(str(teacher))
+    source, info = AutoModel.from_pretrained(str(teacher), output_loading_info=True)
+    pretrained.refuse_missing(info["missing_keys"], str(teacher), "teacher")
     found = source.config
     if found.model_type not in SIBLINGS:
         raise RecipeError(

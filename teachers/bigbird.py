@@ -9,7 +9,6 @@ a forward pass.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,18 +48,18 @@ def longest_full(config: Config) -> int:
 
 
 def bucket(model: Any, config: Config, length: int) -> int:
-    """Return the number of blocks of a sparse document's grid, 0 for full attention."""
+    """Return the width in tokens of a sparse document's grid of blocks, 0 for full attention."""
     if config.attention == "full" or length <= longest_full(config):
         return 0
-    return -(-length // config.block_size)
+    return -(-length // config.block_size) * config.block_size
 
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from a BigBird checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
-    from distill.teachers import _lengthen
     from transformers import BigBirdConfig, BigBirdForSequenceClassification
 
     from distill import pretrained
+    from distill.teachers import _lengthen
 
     key = "teacher.checkpoint"
     fields = {
@@ -102,7 +101,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
 
 
 def forward(model: Any, config: Config, batch: Batch) -> Tensor:
-    """Run the stock forward, once for each grid; logits ``(windows, classes)``."""
+    """Run the classifier, once for each grid; logits ``(windows, classes)``."""
     import numpy as np
     import torch
 
@@ -110,7 +109,7 @@ def forward(model: Any, config: Config, batch: Batch) -> Tensor:
     grids = [bucket(model, config, length) for length in lengths]
     result: list[Tensor] = []
     order: list[int] = []
-    # The stock training forward seeds NumPy's global generator with the layer's number.
+    # The stock plan of random blocks seeds NumPy's global generator with the layer's number.
     state = np.random.get_state()
     for grid in sorted(set(grids)):
         members = [at for at, g in enumerate(grids) if g == grid]
@@ -138,23 +137,18 @@ def _select(batch: Batch, members: list[int]) -> Batch:
 
 def _one_grid(model: Any, config: Config, batch: Batch, grid: int) -> Tensor:
     import torch
-    from distill.teachers._full_attention import FullAttention
 
     from distill import padded
+    from distill.teachers._bigbird_attention import FullAttention, SparseAttention
 
     kind = "block_sparse" if grid else "original_full"
     # On the meta device the layers that transformers makes anew, only to put the old weights into them,
     # cost neither time nor random numbers.
     with torch.device("meta"):
         model.bert.set_attention_type(kind)
-    if not grid:
-        for layer in model.bert.encoder.layer:
-            if not isinstance(layer.attention.self, FullAttention):
-                layer.attention.self = FullAttention(layer.attention.self)
-    width = grid * config.block_size if grid else None
-    # The stock sparse path mixes dtypes under CPU autocast (softmax stays bf16 there, and is scattered into
-    # fp32): it runs in fp32 on a CPU, always, so that precision too is a function of the document.
-    on_cpu = batch.token_ids.device.type == "cpu"
-    with torch.autocast("cpu", enabled=False) if grid and on_cpu else contextlib.nullcontext():
-        logits: Tensor = model(**padded.inputs(model, batch, width)).logits
+    ours = SparseAttention if grid else FullAttention
+    for layer in model.bert.encoder.layer:
+        if not isinstance(layer.attention.self, ours):
+            layer.attention.self = ours(layer.attention.self)
+    logits: Tensor = model(**padded.inputs(model, batch, grid or None)).logits
     return logits

@@ -32,8 +32,10 @@ class Config(Teacher):
     @model_validator(mode="after")
     def _even(self) -> Config:
         windows = self.window if isinstance(self.window, list) else [self.window]
-        if not windows or any(w < 2 or w % 2 for w in windows):
-            raise ValueError("window must be even and at least 2: half of it lies on each side")
+        if not windows or any(w < 4 or w % 2 for w in windows):
+            raise ValueError("window must be even and at least 4: half of it lies on each side")
+        if any(max(windows) % w for w in windows):
+            raise ValueError("window: the widest must be a multiple of each other one")
         return self
 
 
@@ -45,10 +47,10 @@ def positions(config: Any) -> int:
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from a Longformer checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
     import torch
-    from distill.teachers import _lengthen
     from transformers import LongformerConfig, LongformerForSequenceClassification
 
     from distill import pretrained
+    from distill.teachers import _lengthen
 
     key = "teacher.checkpoint"
 

@@ -1,0 +1,509 @@
+"""Every architecture: built tiny, read alone and in company, lengthened, saved, and read by others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, documents
+from torch import Tensor
+
+from distill import catalog, models, pretrained
+from distill.batching import Batch, collate, micro_batches
+from distill.encoding import Encoded
+from distill.errors import DataError, RecipeError
+from distill.models import Classifier, weights_hash
+from distill.recipe import Model
+from distill.tasks import TaskSpec
+
+TASK = TaskSpec("single_label", ("bad", "good"), "accuracy")
+SMALL = {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bigbird": {"section": "teacher", "block_size": 4, "random_blocks": 1, "config": TINY},
+    "longformer": {"section": "teacher", "window": [4, 8], "global_tokens": 3, "config": TINY},
+    "roberta": {"section": "teacher", "config": TINY},
+    "bert": {"section": "teacher", "config": TINY},
+    "bert_miniature": {"section": "student", "checkpoint": None, "config": TINY},
+    "distilbert": {"section": "student", "checkpoint": None, "config": SMALL},
+    "teacher_layers": {"section": "student", "layers": [1, 0]},
+}
+# BigBird: (5 + 2 · 1) · 4 = 28 tokens is the last length that is read with full attention.
+LENGTHS = [5, 90, 27, 28, 29, 30, 61, 64, 3, 66, 33]
+
+
+def config_of(architecture: str, **fields: Any) -> tuple[str, Model]:
+    values = {**ARCHITECTURES[architecture], **fields}
+    section = values.pop("section")
+    module = catalog.load(section, architecture)
+    config: Model = module.Config.model_validate({"architecture": architecture, "max_length": 96, **values})
+    return section, config
+
+
+@pytest.fixture(scope="session")
+def bigbird_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A saved BigBird, for students that are cut out of their teacher."""
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    section, config = config_of("bigbird", tokenizer=str(tokenizer_folder))
+    models.build(config, section, TASK, 7).save(folder)
+    return folder
+
+
+Make = Callable[..., Classifier]
+
+
+@pytest.fixture
+def make(tokenizer_folder: Path, bigbird_folder: Path) -> Make:
+    """Build a tiny classifier of an architecture, in evaluation mode."""
+
+    def build(architecture: str, seed: int = 0, **fields: Any) -> Classifier:
+        teacher = bigbird_folder if architecture == "teacher_layers" else None
+        if teacher is None and "checkpoint" not in fields:
+            fields = {"tokenizer": str(tokenizer_folder), **fields}
+        section, config = config_of(architecture, **fields)
+        model = models.build(config, section, TASK, seed, teacher).eval()
+        spread(model.model)
+        return model
+
+    return build
+
+
+def spread(model: Any) -> None:
+    """Make the weights ten times as large: attention is then far from uniform, and a leak shows."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "embeddings" not in name:
+                weight.mul_(10)
+
+
+def packed(lengths: Sequence[int], vocabulary: int = 60, seed: int = 0) -> Encoded:
+    """Make documents of random tokens, one window each."""
+    rng = np.random.default_rng(seed)
+    ids = [np.array([2, *rng.integers(5, vocabulary, length - 2), 3]) for length in lengths]
+    count = len(lengths)
+    return Encoded(
+        np.concatenate(ids).astype(np.int32),
+        np.zeros(sum(lengths), np.uint8),
+        np.cumsum([0, *lengths]),
+        np.arange(count + 1),
+        np.array(lengths, np.int32),
+        np.arange(count),
+        np.arange(count) % 2,
+        np.ones(count, bool),
+    )
+
+
+def read(model: Classifier, data: Encoded, which: Sequence[int]) -> Tensor:
+    with torch.inference_mode():
+        return model(collate(data, list(which)))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_documents_logits_do_not_depend_on_its_company(architecture: str, make: Make) -> None:
+    model, data = make(architecture), packed(LENGTHS)
+    alone = torch.cat([read(model, data, [i]) for i in range(len(data))])
+    everything = read(model, data, range(len(data)))
+    backwards = read(model, data, range(len(data))[::-1]).flip(0)
+    again = torch.cat([read(model, data, [i]) for i in range(len(data))])
+    assert float(alone.std(0).min()) > 0.01, "the documents differ at all"
+    for found in (everything, backwards, again):
+        torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+    for shortest in (0, 8):
+        beside = read(model, data, [shortest, 1])[0]
+        torch.testing.assert_close(beside, alone[shortest], atol=1e-5, rtol=1e-5)
+
+
+def test_every_architecture_is_tested_here() -> None:
+    assert set(ARCHITECTURES) == {*catalog.names("teacher"), *catalog.names("student")} - {"tfidf"}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_bigbird_says_of_a_lone_document_what_a_fresh_stock_model_says(length: int, make: Make) -> None:
+    from transformers import BigBirdForSequenceClassification
+
+    model, data = make("bigbird"), packed(LENGTHS)
+    read(model, data, range(len(data)))  # whatever came before must not matter
+    stock = BigBirdForSequenceClassification(model.model.config).eval()
+    stock.load_state_dict(model.model.state_dict())
+    at = LENGTHS.index(length)
+    ids = torch.from_numpy(data.token_ids[data.windows[at] : data.windows[at + 1]].astype(np.int64))
+    with torch.inference_mode():
+        expected = stock(input_ids=ids[None]).logits
+    torch.testing.assert_close(read(model, data, [at]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bigbird_is_sparse_where_the_document_is_long_and_only_there(make: Make) -> None:
+    sparse, data = make("bigbird"), packed([28, 29])
+    full = make("bigbird", attention="full")
+    full.model.load_state_dict(sparse.model.state_dict())
+    gaps = (read(sparse, data, [0, 1]) - read(full, data, [0, 1])).abs().amax(1)
+    assert gaps[0] < 1e-5
+    assert gaps[1] > 1e-3
+    assert [sparse.bucket(n) for n in (5, 28, 29, 32, 33)] == [0, 0, 32, 32, 36]
+    assert full.bucket(90) == 0
+
+
+def test_bigbirds_random_blocks_in_training_are_the_stock_ones_and_numpys_generator_is_left_alone(
+    make: Make,
+) -> None:
+    from transformers import BigBirdForSequenceClassification
+
+    no_dropout = {**TINY, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model, data = make("bigbird", config=no_dropout).train(), packed([64, 90])
+    stock = BigBirdForSequenceClassification(model.model.config).train()
+    stock.load_state_dict(model.model.state_dict())
+    state = np.random.get_state()  # the legacy generator: transformers seeds it
+    found = model(collate(data, [1]))
+    assert all(np.array_equal(a, b) for a, b in zip(state, np.random.get_state(), strict=True))
+    ids = torch.from_numpy(data.token_ids[64:].astype(np.int64))
+    torch.testing.assert_close(found, stock(input_ids=ids[None]).logits, atol=1e-5, rtol=1e-5)
+    assert float((read(model.eval(), data, [1]) - found.detach()).abs().max()) > 1e-4, "random blocks matter"
+
+
+def gradients(model: Classifier, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    model.train()
+    model.zero_grad()
+    for batch in batches:
+        model(batch).square().sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "teacher_layers"])
+def test_gradient_checkpointing_changes_no_gradient(architecture: str, make: Make) -> None:
+    dropout = {"dropout": 0.0, "attention_dropout": 0.0}
+    plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    base = ARCHITECTURES[architecture]["config"]
+    model = make(architecture, config={**base, **(dropout if architecture == "distilbert" else plain)})
+    data = packed(LENGTHS)
+    batches = [
+        collate(data, part) for part in micro_batches(data, np.arange(len(data)), 128, model.bucket)
+    ]
+    expected = gradients(model, batches)
+    models.checkpoint_activations(model.model)
+    layer_calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal layer_calls
+        layer_calls += 1
+
+    inside = next(m for m in models.layers(model.model)[0].modules() if isinstance(m, torch.nn.LayerNorm))
+    inside.register_forward_hook(count)
+    found = gradients(model, batches)
+    assert layer_calls == 2 * len(batches), "layers are computed again in the backward pass"
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_longformers_global_tokens_see_and_are_seen_beyond_the_window(make: Make) -> None:
+    data = packed([60])
+    one, three = (make("longformer", window=4, global_tokens=n) for n in (1, 3))
+    three.model.load_state_dict(one.model.state_dict())
+    changed = packed([60])
+    changed.token_ids[50] = 10 if data.token_ids[50] != 10 else 11
+    assert float((read(one, data, [0]) - read(one, changed, [0])).abs().max()) > 1e-5
+    assert float((read(one, data, [0]) - read(three, data, [0])).abs().max()) > 1e-5
+
+
+def test_longformers_windows_are_one_for_each_layer_and_even(make: Make) -> None:
+    assert make("longformer").model.config.attention_window == [4, 8]
+    assert make("longformer", window=6).model.config.attention_window == [6, 6]
+    with pytest.raises(RecipeError, match=r"window has 3 numbers, and the model has 2 layers"):
+        make("longformer", window=[4, 4, 4])
+    with pytest.raises(ValueError, match="must be even"):
+        make("longformer", window=5)
+    with pytest.raises(ValueError, match="the widest must be a multiple"):
+        make("longformer", window=[4, 6])
+
+
+def short_checkpoint(folder: Path, tokenizer: Path, kind: str) -> Any:
+    """Save an encoder of 32 positions with its tokenizer, as a hub would have it."""
+    from transformers import AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
+
+    torch.manual_seed(3)
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    fields = {**TINY, "vocab_size": len(words), "pad_token_id": words.pad_token_id}
+    model = (
+        BertModel(BertConfig(**fields, max_position_embeddings=32))
+        if kind == "bert"
+        else RobertaModel(
+            RobertaConfig(**fields, max_position_embeddings=34, type_vocab_size=1, bos_token_id=0, eos_token_id=2)
+        )
+    )
+    spread(model)
+    model.eval().save_pretrained(folder)
+    words.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(params=["bert", "roberta"])
+def short(
+    request: pytest.FixtureRequest, tmp_path: Path, tokenizer_folder: Path, roberta_tokenizer_folder: Path
+) -> tuple[str, Path, Any]:
+    """A short pretrained encoder: its kind, its folder and itself."""
+    tokenizer = tokenizer_folder if request.param == "bert" else roberta_tokenizer_folder
+    return request.param, tmp_path, short_checkpoint(tmp_path, tokenizer, request.param)
+
+
+def last_hidden(architecture: str, model: Classifier, ids: Tensor) -> Tensor:
+    extra = {}
+    if architecture == "longformer":
+        extra["global_attention_mask"] = (torch.arange(ids.shape[1]) < 1).long()[None]
+    with torch.inference_mode():
+        return model.model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra)[0]
+
+
+@pytest.mark.parametrize("architecture", ["bigbird", "longformer", "plain"])
+def test_a_lengthened_checkpoint_reads_short_documents_as_before_and_long_ones_too(
+    architecture: str, short: tuple[str, Path, Any], make: Make
+) -> None:
+    kind, folder, before = short
+    architecture = kind if architecture == "plain" else architecture
+    wide = {"window": 64, "global_tokens": 1} if architecture == "longformer" else {}
+    model = make(architecture, checkpoint=str(folder), lengthen=True, config={}, **wide)
+    # ``make`` spreads weights: take the checkpoint's own again.
+    section, config = config_of(architecture, checkpoint=str(folder), lengthen=True, config={}, **wide)
+    model = models.build(config, section, TASK, 0).eval()
+    data = packed([24, 32, 95])
+    for at in (0, 1):
+        ids = torch.from_numpy(data.token_ids[data.windows[at] : data.windows[at + 1]].astype(np.int64))[None]
+        if architecture == "bigbird" and at == 1:
+            continue  # 32 tokens are beyond the full attention of these small blocks
+        with torch.inference_mode():
+            expected = before(input_ids=ids)[0]
+        torch.testing.assert_close(
+            last_hidden(architecture, model, ids), expected, atol=1e-5, rtol=1e-5, check_device=False
+        )
+    assert torch.isfinite(read(model, data, [2])).all()
+    with pytest.raises(RecipeError, match="lengthen"):
+        make(architecture, checkpoint=str(folder), config={}, **wide)
+
+
+def test_a_lengthened_longformer_begins_with_its_global_projections_as_copies(
+    short: tuple[str, Path, Any],
+) -> None:
+    section, config = config_of("longformer", checkpoint=str(short[1]), lengthen=True, window=8, config={})
+    model = models.build(config, section, TASK, 0)
+    for layer in models.layers(model.model):
+        own = layer.attention.self
+        for part in ("query", "key", "value"):
+            for name in ("weight", "bias"):
+                assert torch.equal(
+                    getattr(getattr(own, part), name), getattr(getattr(own, f"{part}_global"), name)
+                )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_window_beyond_the_positions_is_one_line_that_names_lengthen(
+    architecture: str, tmp_path: Path, tokenizer_folder: Path, roberta_tokenizer_folder: Path, make: Make
+) -> None:
+    tokenizer = tokenizer_folder if architecture == "bert" else roberta_tokenizer_folder
+    short_checkpoint(tmp_path, tokenizer, architecture)
+    with pytest.raises(RecipeError) as caught:
+        make(architecture, checkpoint=str(tmp_path), config={})
+    assert str(caught.value) == (
+        "teacher.max_length is 96, and the checkpoint has 32 positions; "
+        "set teacher.max_length=32 or teacher.lengthen=true"
+    )
+
+
+@pytest.mark.parametrize("architecture", ["bigbird", "longformer", "roberta"])
+def test_a_checkpoint_of_another_architecture_is_refused(
+    architecture: str, tmp_path: Path, tokenizer_folder: Path, make: Make
+) -> None:
+    make("distilbert").save(tmp_path / "model")
+    with pytest.raises(RecipeError, match="is a distilbert model"):
+        make(architecture, checkpoint=str(tmp_path / "model"), config={})
+
+
+def test_a_miniature_of_another_size_is_refused(tmp_path: Path, tokenizer_folder: Path, make: Make) -> None:
+    short_checkpoint(tmp_path, tokenizer_folder, "bert")
+    with pytest.raises(RecipeError, match="has 2 layers of width 32, and the recipe says 4 of 256"):
+        make("bert_miniature", checkpoint=str(tmp_path), layers=4, width=256, config={}, max_length=16)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "bigbird"])
+def test_a_checkpoint_that_lacks_weights_is_refused(
+    architecture: str, tmp_path: Path, tokenizer_folder: Path, make: Make
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    short_checkpoint(tmp_path, tokenizer_folder, "bert")
+    file = tmp_path / "model.safetensors"
+    kept = {n: w.clone() for n, w in load_file(file).items() if "layer.1.output.dense" not in n}
+    save_file(kept, file, {"format": "pt"})
+    with pytest.raises(DataError, match=r"lacks 2 of the model's weights, .*layer\.1\.output\.dense"):
+        make(architecture, checkpoint=str(tmp_path), lengthen=True, config={})
+
+
+def test_a_checkpoint_that_cannot_be_read_is_one_line(
+    tmp_path: Path, tokenizer_folder: Path, make: Make
+) -> None:
+    short_checkpoint(tmp_path, tokenizer_folder, "bert")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    for fields in ({"max_length": 32}, {"lengthen": True}):
+        with pytest.raises(DataError, match=r"teacher\.checkpoint: ") as caught:
+            make("bert", checkpoint=str(tmp_path), config={}, **fields)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_saved_classifier_that_lost_its_head_is_refused(tmp_path: Path, make: Make) -> None:
+    from safetensors.torch import load_file, save_file
+
+    make("bert").save(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    kept = {n: w.clone() for n, w in load_file(file).items() if not n.startswith("classifier")}
+    save_file(kept, file, {"format": "pt"})
+    with pytest.raises(DataError, match=r"lacks 2 of the model's weights, classifier\.bias"):
+        models.load(tmp_path / "model")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(DataError, match="cannot be loaded"):
+        models.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("family", ["bigbird", "longformer", "roberta", "bert"])
+def test_teacher_layers_takes_the_chosen_layers_and_the_embeddings_exactly(
+    family: str, tmp_path: Path, tokenizer_folder: Path, roberta_tokenizer_folder: Path, make: Make
+) -> None:
+    words = roberta_tokenizer_folder if family in ("roberta", "longformer") else tokenizer_folder
+    deeper = {**TINY, "num_hidden_layers": 3}
+    fields = {"window": 8} if family == "longformer" else {}
+    teacher = make(family, config=deeper, tokenizer=str(words), **fields)
+    teacher.save(tmp_path / "model")
+    _, config = config_of("teacher_layers", layers=[2, 0], max_length=16)
+    student = models.build(config, "student", TASK, 0, tmp_path / "model")
+    theirs, ours = teacher.model.base_model.state_dict(), student.model.base_model.state_dict()
+    checked = 0
+    for name, weight in ours.items():
+        if name.startswith("embeddings.position_embeddings"):
+            expected = theirs[name][: len(weight)]
+        elif name.startswith("encoder.layer."):
+            at, rest = name.removeprefix("encoder.layer.").split(".", 1)
+            expected = theirs[f"encoder.layer.{[2, 0][int(at)]}.{rest}"]
+        elif name.startswith("pooler"):
+            continue
+        else:
+            expected = theirs[name]
+        assert torch.equal(weight, expected), name
+        checked += 1
+    assert checked > 30
+    assert len(models.layers(student.model)) == 2
+
+
+def test_teacher_layers_reads_as_its_teacher_does_when_it_has_all_the_layers(
+    tmp_path: Path, make: Make
+) -> None:
+    teacher = make("bert")
+    teacher.save(tmp_path / "model")
+    _, config = config_of("teacher_layers", layers=[0, 1])
+    student = models.build(config, "student", TASK, 0, tmp_path / "model").eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            student.model.base_model(ids)[0], teacher.model.base_model(ids)[0], atol=1e-6, rtol=1e-6
+        )
+
+
+def test_teacher_layers_refuses_a_layer_that_the_teacher_has_not(bigbird_folder: Path) -> None:
+    _, config = config_of("teacher_layers", layers=[0, 2])
+    with pytest.raises(RecipeError, match=r"student\.layers: 2 is out of range; the teacher has layers 0 to 1"):
+        models.build(config, "student", TASK, 0, bigbird_folder)
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        config_of("teacher_layers", layers=[-1])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_saved_classifier_comes_back_the_same(architecture: str, tmp_path: Path, make: Make) -> None:
+    model, data = make(architecture), packed(LENGTHS)
+    before = read(model, data, range(len(data)))
+    model.save(tmp_path / "model")
+    again = models.load(tmp_path / "model")
+    assert torch.equal(read(again, data, range(len(data))), before)
+    assert weights_hash(again.model) == weights_hash(model.model)
+    assert again.labels == ["bad", "good"]
+    assert again.config == model.config
+    assert again.config.max_length == again.tokenizer.model_max_length == 96
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_saved_classifier_is_a_pipeline_with_label_names_and_our_logits(
+    architecture: str, tmp_path: Path, make: Make
+) -> None:
+    from transformers import pipeline
+
+    model = make(architecture)
+    model.save(tmp_path / "model")
+    texts = [text for text, _ in documents(8, longest=18)]
+    stock = pipeline("text-classification", model=str(tmp_path / "model"), device="cpu")
+    if architecture == "longformer":  # stock Longformer makes the first token global, and only that one
+        model = make(architecture, global_tokens=1)
+    theirs = [stock(text, top_k=None, function_to_apply="none") for text in texts]
+    ours = models.TextReader(model).logits([(text, None) for text in texts])
+    for scores, row in zip(theirs, ours, strict=True):
+        named = {score["label"]: score["score"] for score in scores}
+        assert named == pytest.approx({"bad": row[0], "good": row[1]}, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_seed_settles_the_weights(architecture: str, make: Make) -> None:
+    one, same, other = (weights_hash(make(architecture, seed).model) for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+
+
+def test_all_miniatures_are_presets_of_their_published_names() -> None:
+    presets = catalog.presets()
+    sizes = {(p["layers"], p["width"]) for p in presets.values() if p["architecture"] == "bert_miniature" and "layers" in p}
+    assert sizes == {(n, w) for n in (2, 4, 6, 8, 10, 12) for w in (128, 256, 512, 768)}
+    for layers, width in sizes:
+        found = presets[f"bert_L{layers}_H{width}"]
+        assert found["checkpoint"] == f"google/bert_uncased_L-{layers}_H-{width}_A-{width // 64}"
+        catalog.load("student", "bert_miniature").Config.model_validate(found)
+    assert presets["bert_tiny"] == presets["bert_L2_H128"]
+    assert presets["bert_medium"] == presets["bert_L8_H512"]
+
+
+def test_the_logit_of_a_document_in_chunks_is_the_mean_of_its_windows(make: Make) -> None:
+    from distill.encoding import encode_texts
+
+    model = make("bert", view="chunks", max_length=12)
+    text = " ".join(["good", "bad", "film", "the"] * 9)
+    whole = encode_texts(model.tokenizer, [[(text, None), ("good film", None)]], model.config)
+    assert whole.window_counts.tolist() == [4, 1]
+    single = Encoded(
+        whole.token_ids, whole.segments, whole.windows, np.arange(6), np.zeros(5), np.zeros(5), np.zeros(5), np.ones(5, bool)
+    )  # fmt: skip
+    windows = torch.cat([read(model, single, [i]) for i in range(5)])
+    pooled = read(model, whole, [0, 1])
+    torch.testing.assert_close(pooled[0], windows[:4].mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pooled[1], windows[4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(read(model, whole, [1, 0]), pooled.flip(0), atol=1e-5, rtol=1e-5)
+
+
+def test_freezing_keeps_embeddings_and_lowest_layers_and_nothing_else(make: Make) -> None:
+    model = make("bert")
+    models.freeze(model.model, embeddings=True, lowest=1)
+    frozen = {name for name, p in model.model.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        name for name, _ in model.model.named_parameters() if name.startswith(("bert.embeddings", "bert.encoder.layer.0."))
+    }
+    with pytest.raises(RecipeError, match="3 layers to freeze, and the model has 2"):
+        models.freeze(make("bert").model, embeddings=False, lowest=3)
+
+
+def test_tiling_repeats_the_learnt_positions() -> None:
+    table = torch.arange(6.0).reshape(3, 2)
+    assert torch.equal(pretrained.tile(table, 7), table[[0, 1, 2, 0, 1, 2, 0]])
+
+
+def test_the_saved_folder_says_how_it_reads(tmp_path: Path, make: Make) -> None:
+    make("bigbird").save(tmp_path / "model")
+    about = json.loads((tmp_path / "model" / "distill.json").read_text())
+    assert about["section"] == "teacher"
+    assert about["model"]["block_size"] == 4
+    assert about["task"] == {"kind": "single_label", "labels": ["bad", "good"], "metric": "accuracy"}
