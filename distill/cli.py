@@ -139,7 +139,7 @@ def student(
             recipe=found.dump(),
             recipe_name=recipe or runs.find((teacher or [""])[0]).read().recipe,
             student=student or found.student.architecture,
-            group=name or runs.next_name(),
+            group=runs.claim(name),
             seeds=seeds,
             control=control,
             logits=logits,

@@ -15,7 +15,7 @@ import numpy as np
 
 from distill import sources
 from distill.errors import DataError
-from distill.labels import Labels, read_labels
+from distill.labels import read_labels
 from distill.recipe import Data, Recipe, Split
 from distill.tasks import Array, TaskSpec, check_metric
 
@@ -99,6 +99,7 @@ class _Source:
 def _kept(dataset: datasets.Dataset, data: Data, name: str, notes: list[str]) -> tuple[Array, Array, Array]:
     """Apply the filters; return the kept rows' indices, ids and word counts."""
     wanted = {k: v if isinstance(v, list) else [v] for k, v in data.where.items()}
+    missed: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     index: list[int] = []
     ids: list[int] = []
@@ -109,7 +110,11 @@ def _kept(dataset: datasets.Dataset, data: Data, name: str, notes: list[str]) ->
         texts = batch[data.text]
         pairs = batch[data.text_pair] if data.text_pair else [None] * len(texts)
         for row, (text, pair) in enumerate(zip(texts, pairs, strict=True), start=at):
-            if any(batch[column][row - at] not in values for column, values in wanted.items()):
+            unlike = next(
+                (c for c, values in wanted.items() if not _is_one_of(batch[c][row - at], values)), None
+            )
+            if unlike is not None:
+                missed[unlike] += 1
                 continue
             fields = ["" if f is None else str(f) for f in ((text, pair) if data.text_pair else (text,))]
             if not all(f.strip() for f in fields):
@@ -132,10 +137,30 @@ def _kept(dataset: datasets.Dataset, data: Data, name: str, notes: list[str]) ->
         at += len(texts)
     notes += [f"{name}: {count:,} documents left out: {why}" for why, count in left_out.items()]
     if not index:
-        raise DataError(
-            f"{name}: no rows left of {len(dataset):,}; look at data.where, min_words and max_words"
-        )
+        reasons = [*(f"{count:,} {why}" for why, count in left_out.items())]
+        for column, count in missed.items():
+            seen = dict.fromkeys(f"{cell!r:.30}" for cell in dataset[:1000][column])
+            shown = ", ".join(list(seen)[:10])
+            reasons.append(f"{count:,} unlike data.where.{column}={wanted[column]} (it is {shown})")
+        raise DataError(f"{name}: no rows left of {len(dataset):,}: {'; '.join(reasons)}")
     return np.array(index), np.array(ids, dtype=np.int64), np.array(words, dtype=np.int32)
+
+
+def _is_one_of(cell: Any, values: list[Any]) -> bool:
+    """Say whether a cell has one of the values; a csv's cells are text, whatever is written in them."""
+    for value in values:
+        if isinstance(cell, str) and isinstance(value, bool):
+            same = cell.strip().lower() == str(value).lower()
+        elif isinstance(cell, str) and isinstance(value, int | float):
+            try:
+                same = float(cell) == value
+            except ValueError:
+                same = False
+        else:
+            same = cell == value
+        if same:
+            return True
+    return False
 
 
 def _size(split: Split, available: int, where: str) -> int | None:
@@ -182,6 +207,11 @@ def _carve(source: _Source, wanted: dict[SplitName, Split], seed: int) -> dict[S
         share = len(total) if split.fraction is not None else len(left)
         count = _size(split, share, f"data.splits.{name}")
         assert count is not None
+        if count > len(left) + len(wanted):  # more than what rounding adds
+            raise DataError(
+                f"data.splits.{name} wants {count:,} rows ({split.fraction:.0%} of {len(total):,}), and the other "
+                f"splits leave {len(left):,} in {split.source!r}"
+            )
         labels = None if name == "transfer" else source.labels
         result[name] = np.sort(_draw(left, min(count, len(left)), labels, seed))
         left = np.setdiff1d(left, result[name], assume_unique=True)
@@ -190,21 +220,17 @@ def _carve(source: _Source, wanted: dict[SplitName, Split], seed: int) -> dict[S
     return result
 
 
-def _read(
-    dataset: datasets.Dataset, data: Data, name: str, labels: Labels | None, notes: list[str]
-) -> _Source:
-    needed = [data.text, *([data.text_pair] if data.text_pair else []), *data.where]
-    sources.check_columns(dataset, needed, name)
-    index, ids, words = _kept(dataset, data, name, notes)
-    values = None if labels is None else labels.numbers(dataset, index, name)
-    return _Source(dataset, index, ids, words, values)
-
-
 def _without_repeats(source: _Source, name: str, notes: list[str]) -> _Source:
     """Keep the first of equal documents, so that the parts of a source share none."""
-    first = np.sort(np.unique(source.row_id, return_index=True)[1])
+    _, earliest, group = np.unique(source.row_id, return_index=True, return_inverse=True)
+    first = np.sort(earliest)
     if len(first) < len(source.row_id):
-        notes.append(f"{name}: {len(source.row_id) - len(first):,} repeated documents left out")
+        note = f"{name}: {len(source.row_id) - len(first):,} repeated documents left out"
+        if source.labels is not None:
+            unlike = source.labels != source.labels[earliest[group]]
+            contrary = int(unlike.reshape(len(unlike), -1).any(axis=1).sum())
+            note += f", {contrary:,} of them with another label than the first" if contrary else ""
+        notes.append(note)
     labels = None if source.labels is None else source.labels[first]
     return _Source(source.dataset, source.index[first], source.row_id[first], source.words[first], labels)
 
@@ -226,16 +252,26 @@ def load(recipe: Recipe) -> Corpus:
     for name, split in wanted.items():
         by_source.setdefault(split.source, {})[name] = split
     opened = sources.open_all(data, list(by_source))
-    labelled = {s: opened[s] for s, parts in by_source.items() if set(parts) != {"transfer"}}
-    for source, dataset in labelled.items():
-        sources.check_columns(dataset, data.label if isinstance(data.label, list) else [data.label], source)
-    labels = read_labels(labelled, data, recipe.task)
+    labelled = [source for source, uses in by_source.items() if set(uses) != {"transfer"}]
+    label_columns = data.label if isinstance(data.label, list) else [data.label]
+    texts = [data.text, *([data.text_pair] if data.text_pair else [])]
+    notes: list[str] = []
+    kept: dict[str, tuple[Array, Array, Array]] = {}
+    for source, dataset in opened.items():
+        own = label_columns if source in labelled else []
+        sources.check_columns(dataset, [*texts, *data.where, *own], source)
+        sources.check_text(dataset, texts, source)
+        kept[source] = _kept(dataset, data, source, notes)
+    labels = read_labels(
+        {source: (opened[source], kept[source][0]) for source in labelled}, data, recipe.task
+    )
     task = TaskSpec(kind, labels.names, metric)
 
-    notes: list[str] = []
     parts: dict[SplitName, tuple[_Source, Array]] = {}
     for source, dataset in opened.items():
-        part = _read(dataset, data, source, labels if source in labelled else None, notes)
+        index, ids, words = kept[source]
+        values = labels.numbers(dataset, index, source) if source in labelled else None
+        part = _Source(dataset, index, ids, words, values)
         if data.deduplicate and len(by_source[source]) > 1:
             part = _without_repeats(part, source, notes)
         for use, positions in _carve(part, by_source[source], data.seed).items():
@@ -254,6 +290,10 @@ def load(recipe: Recipe) -> Corpus:
                 notes.append(
                     f"{name}: {dropped:,} documents dropped that stand in a more held-out split as well"
                 )
+                if dropped == len(positions):
+                    raise DataError(
+                        f"split {name}: every one of its {dropped:,} documents stands in a more held-out split as well"
+                    )
             positions = positions[fresh]
             seen = np.union1d(seen, part.row_id[positions])
         splits[name] = _rows(name, part, positions, data, task)
@@ -262,7 +302,7 @@ def load(recipe: Recipe) -> Corpus:
 
 def _rows(name: SplitName, part: _Source, positions: Array, data: Data, task: TaskSpec) -> Rows:
     if len(positions) == 0:
-        raise DataError(f"split {name} is empty; look at data.splits.{name}")
+        raise DataError(f"split {name} is empty: the other splits take every row; look at data.splits")
     labels = None if name == "transfer" or part.labels is None else part.labels[positions]
     if task.kind == "single_label" and name in ("train", "validation") and labels is not None:
         present = np.unique(labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 10_000
 """More names than this in a column are not classes but texts or numbers."""
+MISSING = "the label is missing; fill it in, or leave the row out with data.where"
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,11 @@ class Labels:
         """Turn a class's name or number into its number."""
         if isinstance(value, str) and value.strip() in self.names:
             return self.names.index(value.strip())
+        if _is_missing(value):
+            raise DataError(f"{at(position)}: {MISSING}")
         number = _integer(value)
         if number is None:
-            shown = "missing" if value is None or value == "" else f"{value!r:.60}"
-            raise DataError(f"{at(position)}: label {shown} is no class{nearest(value, self.names)}")
+            raise DataError(f"{at(position)}: label {value!r:.60} is no class{nearest(value, self.names)}")
         if not 0 <= number < len(self.names):
             raise DataError(
                 f"{at(position)}: label {number} is out of range; classes are 0 to {len(self.names) - 1}"
@@ -81,16 +82,27 @@ class Labels:
 
 
 def _integer(value: Any) -> int | None:
-    """Read a whole number from an int, a bool, a whole float or digits."""
+    """Read a whole number from an int, a bool, a whole float, or the text of a number (``1``, ``1.0``)."""
     if isinstance(value, str):
-        text = value.strip()
-        return int(text) if text.lstrip("-").isdigit() else None
+        try:
+            value = float(value)
+        except ValueError:
+            return None
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return int(value) if isinstance(value, int) else None
 
 
+def _is_missing(value: Any) -> bool:
+    """Say whether a cell is empty, null or NaN, however it is written."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "nan")
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _number(value: Any, at: Any, position: int) -> float:
+    if _is_missing(value):
+        raise DataError(f"{at(position)}: {MISSING}")
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -101,7 +113,8 @@ def _number(value: Any, at: Any, position: int) -> float:
 
 
 def _flag(value: Any, where: str) -> int:
-    number = _integer(value)
+    words = {"true": 1, "false": 0}
+    number = words.get(value.strip().lower(), _integer(value)) if isinstance(value, str) else _integer(value)
     if number not in (0, 1):
         raise DataError(f"{where}: label {value!r:.60} must be 0 or 1")
     return number
@@ -123,40 +136,62 @@ def _class_feature(feature: Any) -> list[str] | None:
     return list(names) if names else None
 
 
-def _found(values: Sequence[Any], where: str) -> list[str]:
-    """Work out class names from the values that occur."""
-    numbers = [_integer(v) for v in values]
-    whole = [n for n in numbers if n is not None]
+def _found(values: dict[Any, str], column: str) -> list[str]:
+    """Work out class names from the values that occur, each with the place where it was first seen."""
+    numbers = {value: _integer(value) for value in values}
+    whole = [number for number in numbers.values() if number is not None]
     if len(whole) == len(values):
         top = max(whole, default=-1)
         if top >= MAX_CLASSES:
             raise DataError(
-                f"{where}: label {top} is no class number; for a number to predict set task.kind=regression"
+                f"{column}: label {top} is no class number; for a number to predict set task.kind=regression"
             )
         return [str(n) for n in range(top + 1)]
-    bad = next((v for v in values if v is None or (isinstance(v, float) and not math.isfinite(v))), None)
-    if bad is not None or None in values:
-        raise DataError(
-            f"{where}: some labels are missing or NaN; drop those rows, or name the classes in task.labels"
-        )
-    fractions = [v for v in values if isinstance(v, float)]
-    if fractions:
-        raise DataError(
-            f"{where}: label {fractions[0]} is no class; for a number to predict set task.kind=regression"
-        )
-    names = sorted({str(v).strip() for v in values})
+    for value, where in values.items():
+        if isinstance(value, float | list | dict) or (whole and numbers[value] is None):
+            raise DataError(
+                f"{where}: label {value!r:.60} is no class number; name the classes in task.labels, "
+                "or for a number to predict set task.kind=regression"
+            )
+    names = sorted({str(value).strip() for value in values})
     if len(names) > MAX_CLASSES:
-        raise DataError(f"{where}: {len(names):,} different labels; is this the label's column?")
+        raise DataError(f"{column}: {len(names):,} different labels; is this the label's column?")
     return names
 
 
-def read_labels(labelled: dict[str, datasets.Dataset], data: Data, task: Task) -> Labels:
+def _occurring(labelled: dict[str, tuple[datasets.Dataset, Array]], data: Data, task: Task) -> dict[Any, str]:
+    """Collect the different labels of the rows that are kept, each with the place where it is first seen."""
+    assert isinstance(data.label, str)
+    values: dict[Any, str] = {}
+    for source, (dataset, index) in labelled.items():
+        part = dataset.select_columns([data.label]).select(index)
+        for start in range(0, len(index), 10_000):
+            for i, cell in enumerate(part[start : start + 10_000][data.label], start=start):
+                items = _items(cell, data.label_separator) if task.kind == "multi_label" else [cell]
+                for value in items:
+                    if isinstance(value, list | dict) or (task.kind != "multi_label" and _is_missing(value)):
+                        why = (
+                            MISSING
+                            if _is_missing(value)
+                            else f"label {value!r:.60} is no class; several labels need task.kind=multi_label"
+                        )
+                        raise DataError(f"{source}, row {int(index[i]) + 1}: {why}")
+                    values.setdefault(value, f"{source}, row {int(index[i]) + 1}")
+    return values
+
+
+def read_labels(labelled: dict[str, tuple[datasets.Dataset, Array]], data: Data, task: Task) -> Labels:
     """Find the class names: the recipe's, the data set's own, or those that occur.
+
+    Args:
+        labelled: by the source split's name, its data set and the rows ``(n,)`` that are kept.
+        data: the recipe's section.
+        task: the recipe's section.
 
     Raises:
         DataError: the column holds no classes.
     """
-    first = next(iter(labelled.values()))
+    first, _ = next(iter(labelled.values()))
     if isinstance(data.label, list):
         names = task.labels or data.label
         if len(names) != len(data.label):
@@ -166,14 +201,7 @@ def read_labels(labelled: dict[str, datasets.Dataset], data: Data, task: Task) -
         return Labels((data.label,), task, data)
     names = task.labels or _class_feature(first.features[data.label]) or []
     if not names:
-        values: set[Any] = set()
-        for dataset in labelled.values():
-            for batch in dataset.select_columns([data.label]).iter(10_000):
-                for value in batch[data.label]:
-                    values.update(
-                        _items(value, data.label_separator) if task.kind == "multi_label" else [value]
-                    )
-        names = _found(list(values), data.label)
+        names = _found(_occurring(labelled, data, task), data.label)
     if len(names) < 2:
         only = f": {names[0]!r}" if names else ""
         raise DataError(f"column {data.label!r} has one class only{only}; there is nothing to learn")

@@ -38,7 +38,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
 """How far a logit may move, relative to max(1, |logit|), when its document stands in another batch."""
 ROUNDING = {"float32": 0.0, "float16": 1e-3}
 """How far writing it down may move it, relative likewise."""
-_CONFIG_NOISE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+_CONFIG_NOISE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 
 
 def key_of(model: Classifier, precision: str, dtype: str) -> dict[str, Any]:
@@ -141,7 +141,8 @@ def fill(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process writes in this cache: two would compute the same rows, and sweep up each
-    other's unfinished files."""
+    other's unfinished files.
+    """
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -297,6 +298,23 @@ class Logits:
             mask = shards == shard
             result[mask] = self._maps[shard][rows[mask]]
         return result
+
+
+def opened(folder: Path, key: dict[str, Any], row_ids: Array) -> Logits | None:
+    """Open a cache that holds all these rows; None when a pass has still to compute some of them.
+
+    Raises:
+        LogitsError: a shard is damaged. (One that is gone is computed again, as the message of a damaged
+            one tells the user to bring about.)
+    """
+    try:
+        shards = read_json(folder / "manifest.json")["shards"]
+    except FileNotFoundError:
+        return None
+    if not all((folder / Path(shard["file"]).name).is_file() for shard in shards):
+        return None
+    cache = Logits(folder, key)
+    return cache if np.isin(row_ids, cache._ids).all() else None
 
 
 def refuse_difference(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:

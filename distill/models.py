@@ -154,7 +154,9 @@ def freeze(model: Any, embeddings: bool, lowest: int) -> None:
 def checkpoint_activations(model: Any) -> None:
     """Compute each layer again in the backward pass, in place of keeping what it computed."""
     wish = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # newer releases of transformers warn of the old name
+    if hasattr(
+        model, "activation_checkpointing_enable"
+    ):  # newer releases of transformers warn of the old name
         model.activation_checkpointing_enable(wish)
     else:
         model.gradient_checkpointing_enable(wish)

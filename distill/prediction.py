@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from distill import models
-from distill.errors import DataError, nearest
+from distill.errors import DataError, UsageError, nearest
 from distill.files import read_json, replacing
 from distill.progress import track
 from distill.runs import RunFolder
+from distill.sources import refuse_not_utf8
 from distill.tasks import predictions, probabilities
 
 AT_ONCE = 256
@@ -28,15 +30,20 @@ def read(file: Path, text: str, text_pair: str | None) -> Iterator[tuple[str, st
     """
     try:
         with ExitStack() as stack:
-            stream: TextIO = (
-                sys.stdin
-                if str(file) == "-"
-                else stack.enter_context(file.open(encoding="utf-8", newline=""))
-            )
+            stream: TextIO = sys.stdin
+            if str(file) != "-":
+                # A byte order mark, as spreadsheets write one, is no part of the first column's name.
+                stream = stack.enter_context(file.open(encoding="utf-8-sig", newline=""))
+            elif isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale says
             yield from _rows(stream, file, text, text_pair)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except csv.Error as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
     except UnicodeDecodeError:
+        if str(file) != "-":
+            refuse_not_utf8(file)
         raise DataError(f"{file}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)") from None
 
 
@@ -76,6 +83,8 @@ def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any
 
 def predict(folder: RunFolder, file: Path, text: str, text_pair: str | None, output: Path | None) -> None:
     """Write a line of JSON for each document: ``label`` (or ``labels``, ``value``) and ``probabilities``."""
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise UsageError(f"--output: {output} is no file in a folder that exists")
     rows = list(read(file, text, text_pair))
     predictor = models.load_predictor(folder.model)
     kind = read_json(folder.model / models.ABOUT)["task"]["kind"]

@@ -5,7 +5,6 @@ Everything goes to standard error; standard output is for results.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +19,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from distill.processes import is_main
+
 console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 SECONDS_BETWEEN_LINES = 10.0
-
-
-def is_main() -> bool:
-    """Say whether this process is the one that talks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def say(message: str) -> None:

@@ -31,7 +31,12 @@ Count = Annotated[int, Field(ge=1)]
 class Strict(BaseModel):
     """Unknown keys and wrong types are errors; a recipe does not change once it is read."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """Return a name that stands in the list more than once."""
+    return next((name for at, name in enumerate(names) if name in names[:at]), None)
 
 
 class Task(Strict):
@@ -42,6 +47,13 @@ class Task(Strict):
     """Class names in the order of their numbers; found in the data where absent."""
     metric: str | None = None
     """What selects the best checkpoint; the task's usual one where absent (see tasks.py)."""
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Task:
+        twice = _twice(self.labels or [])
+        if twice is not None:
+            raise ValueError(f"labels holds {twice!r} twice")
+        return self
 
 
 class Split(Strict):
@@ -83,7 +95,7 @@ class Data(Strict):
     """Whether quotes in a csv or tsv have a meaning (in GLUE's tsv files they are literal)."""
     text: str = "text"
     text_pair: str | None = None
-    label: str | list[str] = "label"
+    label: str | Annotated[list[str], Field(min_length=1)] = "label"
     """The label's column; several columns of 0 and 1 for a multi-label task."""
     label_separator: str | None = None
     """What stands between the labels in one column of a multi-label task."""
@@ -96,7 +108,15 @@ class Data(Strict):
     deduplicate: bool = True
     """Drop from the less held-out split what stands in test, validation or train as well."""
     splits: Splits = Splits()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Data:
+        for key, names in (("label", self.label), ("columns", self.columns)):
+            twice = _twice(names) if isinstance(names, list) else None
+            if twice is not None:
+                raise ValueError(f"{key} holds {twice!r} twice")
+        return self
 
 
 class Train(Strict):
@@ -124,7 +144,7 @@ class Train(Strict):
     """Optimizer steps between two evaluations (and checkpoints); an epoch where absent."""
     patience: Count | None = None
     """Stop after this many evaluations without a better one."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class Model(Strict):
@@ -178,7 +198,7 @@ class Loss(Strict):
 class Student(Model):
     """A student; each file in ``students/`` adds its own fields."""
 
-    losses: list[Loss] = [
+    losses: Annotated[list[Loss], Field(min_length=1)] = [
         Loss(kind="soft", temperature=2.0),
         Loss(kind="hard", weight=0.5),
     ]
@@ -227,8 +247,9 @@ class Recipe(Strict):
             raise ValueError("text pairs are read with view: head")
         if isinstance(self.data.label, list) and self.task.kind != "multi_label":
             raise ValueError(f"several label columns need task.kind: multi_label, not {self.task.kind}")
-        if self.task.kind == "regression" and self.teacher.train.label_smoothing:
-            raise ValueError("label smoothing has no meaning for regression")
+        for section, model in (("teacher", self.teacher), ("student", self.student)):
+            if self.task.kind == "regression" and model.train.label_smoothing:
+                raise ValueError(f"{section}.train.label_smoothing has no meaning for task.kind: regression")
         return self
 
 
@@ -237,7 +258,8 @@ def find(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise RecipeError(f"no recipe file {name}")
+            beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+            raise RecipeError(f"no recipe file {name}{nearest(path.name, beside)}")
         return path
     shipped = catalog.recipes()
     if name not in shipped:
@@ -276,6 +298,10 @@ def _extended(name: str, seen: Sequence[Path] = ()) -> dict[str, Any]:
         raise RecipeError(f"{path.name}: extends: must be one recipe's name or path")
     beside = path.parent / parent
     above = str(beside) if parent.endswith((".yaml", ".yml")) and beside.is_file() else parent
+    try:
+        find(above)
+    except RecipeError as error:
+        raise RecipeError(f"{path.name}: extends: {error}") from None
     return _merge(_extended(above, [*seen, path]), raw)
 
 
@@ -285,10 +311,15 @@ def _override(raw: dict[str, Any], setting: str) -> None:
     if not equals or not keys.strip():
         raise RecipeError(f"--set {setting}: must be key=value, as in teacher.train.learning_rate=3e-5")
     *path, last = keys.strip().split(".")
+    if not all((*path, last)):
+        raise RecipeError(f"--set {setting}: empty key; must be as teacher.train.learning_rate=3e-5 is")
     for key in path:
-        raw = raw.setdefault(key, {})
-        if not isinstance(raw, dict):
+        inner = raw.setdefault(key, {})
+        if isinstance(inner, list):
+            raise RecipeError(f"--set {setting}: {key} is a list, which is set as a whole: {key}=[…]")
+        if not isinstance(inner, dict):
             raise RecipeError(f"--set {setting}: {key} is not a section")
+        raw = inner
     raw[last] = yaml_strict.parse(value, f"--set {keys}")
 
 
@@ -305,12 +336,23 @@ def _is_at(model: Any, location: tuple[str | int, ...]) -> type[BaseModel] | Non
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 
+_SCALARS = ("str", "int", "float", "bool")
+"""What pydantic adds to an error's location for each type that a value may have."""
+
+
 def _explain(error: ValidationError, model: type[BaseModel], where: str) -> RecipeError:
     """Turn pydantic's report into one line with the nearest right name."""
-    first = error.errors()[0]
+    first, *others = error.errors()
+    if first["loc"] and first["loc"][-1] in _SCALARS:
+        # One wrong value, and an error for each type that it could have: the one that went deepest says most.
+        at_same = [e for e in others if e["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
+        others = [e for e in others if e not in at_same]
+        first = max([first, *at_same], key=lambda e: len(e["loc"]))
     location = tuple(part for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+    if len(location) > 1 and location[-1] in _SCALARS:
+        location = location[:-1]
     key = ".".join(str(part) for part in location)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         at = _is_at(model, location)
         known = {f.alias or n for n, f in at.model_fields.items()} if at else set()
@@ -318,17 +360,36 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> Reci
     if first["type"] == "missing":
         return RecipeError(f"{where}: {key} is missing{more}")
     given = first.get("input")
-    shown = f", not {given!r:.60}" if isinstance(given, str | int | float | bool) else ""
-    message = first["msg"].removeprefix("Value error, ")
+    shown = ""
+    if given is None or isinstance(given, str | int | float):
+        shown = f", not {'null' if given is None else f'{given!r:.60}'}"
+    message = (
+        first["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("List should", "must")
+    )
+    kind = first["type"]
+    if kind in ("model_type", "dict_type"):
+        message = "must be a section of keys and values"
+    elif kind in ("float_type", "int_type") and isinstance(given, str):
+        message += " (without quotes)"
+    elif kind == "list_type":
+        message = "must be a list, as in [a, b]"
     return RecipeError(f"{where}: {key + ': ' if key else ''}{message}{shown}{more}")
 
 
 def _architecture(raw: dict[str, Any], section: str, where: str) -> type[Model]:
     """Load the schema of the architecture that a section names."""
-    part = raw.get(section)
-    name = part.get("architecture") if isinstance(part, dict) else None
+    part = raw.get(section, {})
+    if not isinstance(part, dict):
+        raise RecipeError(f"{where}: {section}: must be a section of keys and values, not {part!r:.60}")
+    name = part.get("architecture")
+    known = ", ".join(catalog.names(section))
+    if name is None:
+        raise RecipeError(f"{where}: {section}.architecture is missing (there are: {known})")
     if not isinstance(name, str):
-        raise RecipeError(f"{where}: {section}.architecture is missing")
+        raise RecipeError(f"{where}: {section}.architecture: must be one of {known}, not {name!r:.60}")
     return catalog.schema(section, name, where)
 
 
@@ -347,9 +408,17 @@ def build(raw: dict[str, Any], where: str) -> Recipe:
         student=(student, ...),
     )
     try:
-        return schema.model_validate(raw)
+        recipe = schema.model_validate(raw)
     except ValidationError as error:
         raise _explain(error, schema, where) from None
+    if recipe.task.metric is not None:
+        from distill.tasks import check_metric
+
+        try:
+            check_metric(recipe.task.kind, recipe.task.metric)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from None
+    return recipe
 
 
 def load(name: str, settings: Sequence[str] = (), student: str | None = None) -> Recipe:
@@ -367,7 +436,8 @@ def load(name: str, settings: Sequence[str] = (), student: str | None = None) ->
     raw = _extended(name)
     where = Path(name).name
     if student is not None:
-        kept = raw.get("student", {})
+        kept = raw.get("student")
+        kept = kept if isinstance(kept, dict) else {}
         shared = {key: value for key, value in kept.items() if key in Student.model_fields}
         preset = catalog.preset(student)
         if shared.get("architecture") != preset["architecture"]:

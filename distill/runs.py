@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from distill import processes
 from distill.errors import Interrupted, UsageError, nearest
 from distill.files import read_json, write_json, write_text
 
@@ -221,6 +222,11 @@ def next_name() -> str:
         number = max([last, *taken], default=0) + 1
         write_text(counter, str(number))
     return f"run{number}"
+
+
+def claim(name: str | None) -> str:
+    """Return the given name, or the next free one; the same on every process of the job."""
+    return name or processes.agree(next_name() if processes.is_main() else "")
 
 
 def find(name: str) -> RunFolder:

@@ -6,6 +6,8 @@ Knows formats and columns; knows no task.
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,20 +28,33 @@ SUFFIXES = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+SHOWN = 30
+"""Characters of a column's name in a message: the header may be missing, and a document stand in its place."""
 
 
 def _quiet() -> None:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well, and told once, by us
 
 
 def check_columns(dataset: datasets.Dataset, columns: Sequence[str], where: str) -> None:
     """Refuse a data set that lacks a column, with the nearest name that it has."""
     for column in columns:
         if column not in dataset.column_names:
-            raise DataError(f"{where}: no column {column!r}{nearest(column, dataset.column_names)}")
+            known = [" ".join(name.split())[:SHOWN] for name in dataset.column_names]
+            raise DataError(f"{where}: no column {column!r}{nearest(column, known)}")
+
+
+def check_text(dataset: datasets.Dataset, columns: Sequence[str], where: str) -> None:
+    """Refuse a text column that holds lists or mappings."""
+    import datasets
+
+    for column in columns:
+        feature = dataset.features[column]
+        if not isinstance(feature, datasets.Value):
+            raise DataError(f"{where}: column {column!r} holds {type(feature).__name__.lower()}s, not text")
 
 
 def as_text(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -117,53 +132,86 @@ def _open(
         # "NA" and "null" are words that people write: nothing is read as missing.
         options = {"delimiter": "\t" if form == "tsv" else ",", "keep_default_na": False}
         if data.columns:
-            options |= {"column_names": data.columns, "header": None}
+            options |= {"names": data.columns, "header": None}
         if not data.quotes:
             options["quoting"] = 3
     builder = {"csv": "csv", "tsv": "csv", "jsonl": "json", "parquet": "parquet"}[form]
-    with _reading(path):
+    with _reading(path, form):
+        if builder == "csv":
+            # All as text: types that are guessed from the first rows fail on a later one.
+            columns = _csv_columns(path, options)
+            options["features"] = datasets.Features({name: datasets.Value("string") for name in columns})
         return {"train": datasets.load_dataset(builder, data_files=str(path), split="train", **options)}
 
 
+def _csv_columns(path: Path, options: dict[str, Any]) -> list[str]:
+    """Read the column names, and refuse rows of another width (pandas would shift or pad them)."""
+    import pandas  # type: ignore[import-untyped]
+
+    head = pandas.read_csv(path, dtype=str, nrows=1, **options)
+    if "names" in options:
+        first = pandas.read_csv(path, dtype=str, nrows=1, **{**options, "names": None})
+        if len(first.columns) != len(head.columns):
+            raise DataError(
+                f"{path.name}, line 1: {len(first.columns)} fields, and data.columns names {len(head.columns)}"
+            )
+    elif not isinstance(head.index, pandas.RangeIndex):
+        raise DataError(f"{path.name}, line 2: more fields than the {len(head.columns)} of the header")
+    return [str(name) for name in head.columns]
+
+
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path, form: str) -> Iterator[None]:
     """Turn whatever a reader raises into one line that names the file, and the byte where it can."""
     from datasets.exceptions import DatasetGenerationError
 
+    name = path.name or str(path)
     try:
         if path.stat().st_size == 0:
-            raise DataError(f"{path.name}: the file is empty")
+            raise DataError(f"{name}: the file is empty")
         with path.open("rb"):
             pass
+        if form == "jsonl":
+            refuse_not_utf8(path)  # the JSON reader lets it pass, and the text breaks much later
         yield
     except OSError as error:
-        raise DataError(f"{path.name}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
     except (DatasetGenerationError, ValueError) as error:
         cause: BaseException = error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-        bad = (
-            _not_utf8(path) if isinstance(cause, UnicodeDecodeError) or "utf" in str(cause).lower() else None
-        )
-        if bad:
-            raise DataError(
-                f"{path.name}, line {bad}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)"
-            ) from None
-        reason = str(cause).strip().splitlines()
-        raise DataError(
-            f"{path.name}: cannot be read: {reason[-1][:200] if reason else type(cause).__name__}"
-        ) from None
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1][:200]
+        if isinstance(cause, UnicodeDecodeError) or "utf" in reason.lower():
+            refuse_not_utf8(path)
+        if "corresponds to no data" in reason:
+            raise DataError(f"{name}: the file has no rows") from None
+        if form == "jsonl":
+            _refuse_broken_line(path)
+        raise DataError(f"{name}: cannot be read: {reason}") from None
 
 
-def _not_utf8(path: Path) -> int | None:
-    """Return the number of the first line that is not UTF-8."""
+def refuse_not_utf8(path: Path, shown: str | None = None) -> None:
+    """Raise DataError with the first line of a file that is not UTF-8."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError:
-                return number
-    return None
+                raise DataError(
+                    f"{shown or path.name}, line {number}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)"
+                ) from None
+
+
+def _refuse_broken_line(path: Path) -> None:
+    """Raise DataError with the first line that is no JSON object."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                value = json.loads(line) if line.strip() else {}
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path.name}, line {number}: not JSON: {error.msg}") from None
+            if not isinstance(value, dict):
+                raise DataError(f'{path.name}, line {number}: must be an object, as in {{"text": "…"}}')
 
 
 def _open_hub(data: Data, address: str, names: Sequence[str]) -> dict[str, datasets.Dataset]:
@@ -209,7 +257,7 @@ def _from_files(files: list[tuple[str, str]]) -> datasets.Dataset:
         try:
             texts.append(Path(name).read_text(encoding="utf-8"))
         except UnicodeDecodeError:
-            raise DataError(f"{Path(name).name}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)") from None
+            refuse_not_utf8(Path(name), "/".join(Path(name).parts[-2:]))
         except OSError as error:
             raise DataError(f"{Path(name).name}: cannot be read: {error.strerror}") from None
     return datasets.Dataset.from_dict({"text": texts, "label": [label for _, label in files]})

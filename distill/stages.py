@@ -15,7 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from distill import catalog, data, hub, inference, logits, models, planning, runs, tracking, yaml_strict
+from distill import (
+    catalog,
+    data,
+    hub,
+    inference,
+    logits,
+    models,
+    planning,
+    processes,
+    runs,
+    tracking,
+    yaml_strict,
+)
 from distill import recipe as recipes
 from distill.data import Corpus, Rows
 from distill.encoding import Encoded, concatenate, encode
@@ -170,6 +182,7 @@ def _fit(
     """Train a model inside its run folder, measure it once on test, and write everything down."""
     precision = _precision(settings)
     accelerator = inference.make_accelerator(precision)
+    processes.check(accelerator)
     initial = models.weights_hash(model.model)
     meaning = {
         "recipe": folder.recipe.read_text(encoding="utf-8"),
@@ -254,7 +267,10 @@ def _new_run(name: str, role: Role, recipe: Recipe, recipe_name: str, **more: An
         name=name, role=role, recipe=recipe_name, experiment=recipe.experiment, created=time.time(),
         **{"group": name, "seed": 0, "model": recipe.teacher.architecture, **more},
     )  # fmt: skip
-    return runs.create(run, recipe.dump())
+    if processes.is_main():
+        runs.create(run, recipe.dump())
+    processes.wait()
+    return RunFolder(runs.runs_folder() / name)
 
 
 def train_teacher(
@@ -277,6 +293,10 @@ def train_teacher(
     folder = runs.find(resume) if resume else None
     if folder is not None and folder.read().status == "finished":
         raise UsageError(f"{folder.name} has finished already; there is nothing to resume")
+    if recipe.teacher.checkpoint is not None:
+        hub.checkpoint(
+            recipe.teacher.checkpoint, "teacher.checkpoint"
+        )  # before the data: it may take long to read
     corpus = load_corpus(recipe)
     for split in ("validation", "test"):
         if split not in corpus.splits:
@@ -288,7 +308,7 @@ def train_teacher(
     encoded = {split: _encode(model, corpus.splits[split]) for split in ("train", "validation", "test")}
     planning.require_disk(_fits(model, settings, encoded["train"]).disk)
     if folder is None:
-        folder = _new_run(name or runs.next_name(), "teacher", recipe, recipe_name, seed=settings.seed)
+        folder = _new_run(runs.claim(name), "teacher", recipe, recipe_name, seed=settings.seed)
     objective = Objective(corpus.task.kind, [Loss(kind="hard")], settings.label_smoothing)
     with _working(folder):
         _fit(folder, recipe, corpus, model, encoded, settings, objective, None)
@@ -298,12 +318,17 @@ def train_teacher(
 @contextmanager
 def _working(folder: RunFolder) -> Iterator[None]:
     """Work in a run folder; the tracker hears of the end, good or bad, and checkpoints go after a good one."""
+    if not processes.is_main():
+        yield
+        processes.wait()
+        return
     try:
         with folder.working():
             yield
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     finally:
         tracking.sync(folder)
+    processes.wait()
 
 
 def cache_logits(
@@ -468,6 +493,8 @@ def train_students(job: StudentJob) -> list[RunFolder]:
     teachers = [find_teacher(name) for name in job.teachers]
     if not teachers and job.logits is None:
         raise UsageError("--teacher is missing (a run, a folder or a hub id), or --logits")
+    if recipe.student.checkpoint is not None:
+        hub.checkpoint(recipe.student.checkpoint, "student.checkpoint")
     corpus = load_corpus(recipe)
     result = []
     if recipe.student.architecture != "tfidf":
@@ -547,7 +574,7 @@ def _baseline(job: StudentJob, recipe: Recipe, corpus: Corpus) -> RunFolder:
         else module.Config.model_validate({**shared, "architecture": "tfidf"})
     )
     folder = _open_member(job, recipe, "baseline", 0, 0, {"data": corpus.fingerprint})
-    if folder.read().status == "finished":
+    if folder.read().status == "finished" or not processes.is_main():
         return folder
     with _working(folder):
         rows = corpus.splits["train"]

@@ -203,7 +203,9 @@ def train(
                 if accelerator.is_main_process:
                     checkpoint.save(folder.checkpoints, model, optimizer.optimizer, best_weights, state)
                 accelerator.wait_for_everyone()
-                raise Interrupted(f"{folder.name}: stopped at step {state.step} of {total}")
+                raise Interrupted(
+                    f"{folder.name}: stopped at step {state.step} of {total}; --resume {folder.name} goes on from there"
+                )
     if best_weights is None or state.best is None:
         raise Diverged(f"{folder.name}: no evaluation gave a {metric}; the model's outputs are not finite")
     model.load_state_dict(best_weights)

@@ -45,12 +45,13 @@ def cut(
 
 
 def cut_pair(first: Sequence[int], second: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Cut a pair of texts to ``room`` tokens together, from the longer one first."""
+    """Cut a pair of texts to ``room`` tokens together, from the longer one first.
+
+    The same tokens are left as with the tokenizers' own ``truncation="longest_first"``.
+    """
     if len(first) + len(second) <= room:
         return first, second
-    half = room // 2
-    if len(first) <= half:
-        return first, second[: room - len(first)]
-    if len(second) <= room - half:
-        return first[: room - len(second)], second
-    return first[:half], second[: room - half]
+    less = min(len(first), len(second), room // 2)
+    if len(first) > len(second):
+        return first[: room - less], second[:less]
+    return first[:less], second[: room - less]

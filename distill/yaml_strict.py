@@ -24,8 +24,13 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - replaces the parent's table
 
 
+class _Dumper(yaml.SafeDumper):
+    """A SafeDumper that quotes what either version of YAML would not read as text."""
+
+
 def _resolver(tag: str, pattern: str, first: str) -> None:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
+    for kind in (_Loader, _Dumper):
+        kind.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
 
 
 _resolver("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF")
@@ -33,7 +38,7 @@ _resolver("null", r"^(?:~|null|Null|NULL|)$", "~nN")
 _resolver("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789")
 _resolver(
     "float",
-    r"^[-+]?(?:(?:[0-9][0-9_]*)?\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*\.?(?:[eE][-+]?[0-9]+)?"
+    r"^[-+]?(?:(?:[0-9][0-9_]*)?\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*(?:\.|\.?[eE][-+]?[0-9]+)"
     r"|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
     "-+.0123456789",
 )
@@ -72,26 +77,33 @@ def parse(text: str, where: str) -> Any:
     if len(text.encode("utf-8", "replace")) > MAX_BYTES:
         raise RecipeError(f"{where}: larger than 1 MiB; a recipe is one screen")
     try:
-        depth = aliases = 0
+        open_anchors: list[str | None] = []
+        aliases = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.events.CollectionStartEvent):
-                depth += 1
+                open_anchors.append(event.anchor)
             elif isinstance(event, yaml.events.CollectionEndEvent):
-                depth -= 1
-            aliases += isinstance(event, yaml.events.AliasEvent)
-            if depth > MAX_DEPTH or aliases > MAX_ALIASES:
-                what = (
-                    f"nested deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else f"over {MAX_ALIASES} aliases"
-                )
-                raise RecipeError(f"{where}: {what}; write it out flat")
+                open_anchors.pop()
+            elif isinstance(event, yaml.events.AliasEvent):
+                aliases += 1
+                if event.anchor in open_anchors:
+                    raise RecipeError(f"{where}: *{event.anchor} stands inside itself; write it out flat")
+            if len(open_anchors) > MAX_DEPTH:
+                raise RecipeError(f"{where}: nested deeper than {MAX_DEPTH}; write it out flat")
+            if aliases > MAX_ALIASES:
+                raise RecipeError(f"{where}: over {MAX_ALIASES} aliases; write it out flat")
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, made stricter
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{where}{line}: {error.problem or 'not YAML'}") from None
+        problem = error.problem or "not YAML"
+        if "constructor for the tag" in problem:
+            problem = f"a recipe has no tags ({problem.rsplit(' ', 1)[-1]})"
+        raise RecipeError(f"{where}{line}: {problem}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
 
 
 def dump(value: Any) -> str:
     """Write plain values as YAML that :func:`parse` reads back to the same values."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text

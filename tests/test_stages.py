@@ -1,0 +1,362 @@
+"""The stages inside their run folders: teacher, cached logits, students with their controls, a stop and a resume."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import Write, documents, write_csv
+
+from distill import data, inference, logits, models, stages, training
+from distill import recipe as recipes
+from distill import runs as folders
+from distill.errors import DataError, UsageError
+from distill.evaluation import Predictions, measure
+from distill.recipe import Recipe
+from distill.runs import RunFolder
+from distill.stages import StudentJob
+
+torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tracker has tests of its own, and takes longer than all else here."""
+    monkeypatch.setattr(stages.tracking, "sync", lambda folder: None)
+
+
+def teach(recipe: Recipe, name: str = "t", resume: str | None = None) -> RunFolder:
+    done = stages.train_teacher(recipe, "tiny", None if resume else name, resume)
+    assert isinstance(done, RunFolder)
+    return done
+
+
+def job_of(recipe: Recipe, teacher: str = "t", group: str = "s", seeds: int = 1, **more: Any) -> StudentJob:
+    return StudentJob([teacher], recipe.dump(), "tiny", "bert_miniature", group, seeds, **{"control": True, **more})
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where the finished teacher of this module is kept; filled by the first test that needs it."""
+    return {"folder": tmp_path_factory.mktemp("taught")}
+
+
+@pytest.fixture
+def ready(runs: Path, recipe_file: Write, taught: dict[str, Path]) -> Recipe:
+    """A recipe whose teacher ``t`` has finished, with its logits in the cache."""
+    recipe = recipes.load(str(recipe_file({"student.train.batch_size": 16})))
+    kept = taught["folder"] / "runs"
+    if not kept.exists():
+        teach(recipe)
+        corpus = data.load(recipe)
+        stages.cache_logits(stages.find_teacher("t"), recipe, corpus)
+        shutil.copytree(runs, kept)
+    else:
+        shutil.copytree(kept, runs, dirs_exist_ok=True)
+    return recipe
+
+
+def test_a_finished_teacher_has_its_model_its_figures_and_no_checkpoints(ready: Recipe) -> None:
+    folder = folders.find("t")
+    run = folder.read()
+    assert (run.status, run.role, run.seed, run.experiment) == ("finished", "teacher", 0, "tests")
+    assert not folder.checkpoints.exists()
+    assert models.load(folder.model).labels == ["bad", "good"]
+    assert folder.metrics()["train"]["steps"] == 7
+    assert [e["event"] for e in folder.entries()][-1] == "finished"
+
+
+def test_the_recorded_figures_are_those_of_the_recorded_predictions(ready: Recipe) -> None:
+    folder, corpus = folders.find("t"), data.load(ready)
+    rows = Predictions.load(folder.predictions)
+    again = measure("single_label", "accuracy", rows, ready.evaluation.length_buckets)
+    assert folder.metrics()["test"] == again
+    np.testing.assert_array_equal(rows.row_id, corpus.splits["test"].row_id)
+    assert corpus.splits["test"].labels is not None
+    np.testing.assert_array_equal(rows.labels, corpus.splits["test"].labels)
+    found = models.TextReader(models.load(folder.model)).logits(corpus.splits["test"].texts())
+    np.testing.assert_allclose(found, rows.logits, atol=1e-5)
+
+
+def test_a_runs_own_recipe_run_again_gives_the_same_weights_and_figures(ready: Recipe) -> None:
+    first = folders.find("t")
+    again = teach(recipes.load(str(first.recipe)), "again")
+    assert again.recipe.read_text() == first.recipe.read_text()
+    assert models.weights_hash(models.load(again.model).model) == models.weights_hash(
+        models.load(first.model).model
+    )
+    assert again.metrics()["test"] == first.metrics()["test"]
+
+
+def test_nothing_of_test_is_read_before_the_training_is_over(
+    runs: Path, recipe_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load(str(recipe_file({"teacher.train.evaluate_every": 3})))
+    test = set(data.load(recipe).splits["test"].row_id.tolist())
+    seen: list[tuple[str, bool]] = []
+    real_predict, real_step = inference.predict_all, training._step
+
+    def predict_all(model: Any, rows: Any, *rest: Any) -> Any:
+        seen.append(("predict", bool(test & set(rows.row_id.tolist()))))
+        return real_predict(model, rows, *rest)
+
+    def step(wrapped: Any, model: Any, rows: Any, *rest: Any) -> Any:
+        seen.append(("step", bool(test & set(rows.row_id.tolist()))))
+        return real_step(wrapped, model, rows, *rest)
+
+    monkeypatch.setattr(inference, "predict_all", predict_all)
+    monkeypatch.setattr(training, "_step", step)
+    teach(recipe)
+    reads = [at for at, (_, touched) in enumerate(seen) if touched]
+    assert len(reads) == 1, "test is read once"
+    assert reads[0] > max(at for at, (what, _) in enumerate(seen) if what == "step")
+    assert sum(what == "predict" for what, _ in seen) == 3 + 2
+
+
+def test_a_student_has_a_control_that_differs_in_the_teacher_alone(
+    ready: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = data.load(ready)
+    rows: dict[str, set[int]] = {}
+    real = training._step
+
+    def step(wrapped: Any, model: Any, part: Any, documents: Any, lengths: Any, objective: Any, *rest: Any) -> Any:
+        who = "distilled" if objective.needs_teacher else "control"
+        rows.setdefault(who, set()).update(part.row_id[documents].tolist())
+        assert part.labelled.all() == (who == "control")
+        return real(wrapped, model, part, documents, lengths, objective, *rest)
+
+    monkeypatch.setattr(training, "_step", step)
+    stages.train_students(job_of(ready, seeds=2))
+    labelled, transfer = (set(corpus.splits[n].row_id.tolist()) for n in ("train", "transfer"))
+    assert rows == {"distilled": labelled | transfer, "control": labelled}
+    initial = set()
+    for suffix in ("", "-seed1"):
+        one, two = folders.find(f"s{suffix}"), folders.find(f"s-control{suffix}")
+        assert (one.read().role, two.read().role) == ("distilled", "control")
+        assert one.read().facts["initial_weights"] == two.read().facts["initial_weights"]
+        assert one.read().facts["data"] == two.read().facts["data"]
+        assert one.metrics()["train"]["steps"] == two.metrics()["train"]["steps"] == 7
+        weights = [models.weights_hash(models.load(f.model).model) for f in (one, two)]
+        assert weights[0] != weights[1]
+        initial.add(one.read().facts["initial_weights"])
+    assert len(initial) == 2
+    assert [f.name for f in folders.every() if f.read().role == "baseline"] == ["s-tfidf"]
+
+
+def test_a_finished_group_trains_nothing_again(ready: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stages.train_students(job_of(ready))
+    stamps = {f.name: (f.path / "metrics.json").stat().st_mtime_ns for f in first}
+    monkeypatch.setattr(stages, "train", None)
+    monkeypatch.setattr(stages.inference, "predict", None)
+    again = stages.train_students(job_of(ready))
+    assert {f.name: (f.path / "metrics.json").stat().st_mtime_ns for f in again} == stamps
+    assert [f.name for f in again] == ["s", "s-control", "s-tfidf"]
+
+
+def test_a_group_that_failed_in_the_middle_goes_on_there(
+    ready: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stages.train
+
+    def no_control(model: Any, rows: Any, objective: Any, *rest: Any) -> Any:
+        if not objective.needs_teacher:
+            raise ValueError("broken")
+        return real(model, rows, objective, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "train", no_control)
+        with pytest.raises(ValueError, match="broken"):
+            stages.train_students(job_of(ready))
+    assert folders.find("s").read().status == "finished"
+    failed = folders.find("s-control").read()
+    assert (failed.status, failed.error) == ("failed", "ValueError: broken")
+    stamp = (folders.find("s").path / "metrics.json").stat().st_mtime_ns
+    job = StudentJob(**failed.command)
+    assert [f.read().status for f in stages.train_students(job)] == ["finished"] * 3
+    assert (folders.find("s").path / "metrics.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
+def test_a_student_of_a_teacher_that_has_not_finished_is_refused(status: str, ready: Recipe) -> None:
+    folders.find("t").update(status=status)
+    with pytest.raises(UsageError, match=f"t has not finished .{status}.; distill teacher --resume t"):
+        stages.train_students(job_of(ready))
+    assert [f.name for f in folders.every()] == ["t"]
+
+
+def test_labels_of_transfer_rows_are_never_read(ready: Recipe, tmp_path: Path) -> None:
+    corpus = data.load(ready)
+    assert corpus.splits["transfer"].labels is None
+    source = tmp_path / "lies.csv"
+    # The same rows, split by hand; in one file the labels of transfer are right, in the other all wrong.
+    texts = {name: corpus.splits[name].texts() for name in corpus.splits}
+    known = dict(documents(160))
+    hashes = []
+    for turn in (0, 1):
+        files = {}
+        for name, rows in texts.items():
+            wrong = turn if name == "transfer" else 0
+            table = [(text, ["bad", "good"][known[text] ^ wrong]) for text, _ in rows]
+            files[str(name)] = str(write_csv(source.with_name(f"{name}{turn}.csv"), table))
+        raw = yaml.safe_load(ready.dump())
+        raw["data"] |= {"source": files, "splits": {n: {"from": n} for n in files}}
+        recipe = recipes.build(raw, "lies.yaml")
+        stages.train_students(job_of(recipe, group=f"g{turn}", control=False))
+        hashes.append(models.weights_hash(models.load(folders.find(f"g{turn}").model).model))
+    assert hashes[0] == hashes[1]
+
+
+def test_a_full_disk_is_told_before_any_training_and_leaves_no_run(
+    runs: Path, recipe_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match=r"disk: the run needs about .* and 1\.0 kB are free"):
+        teach(recipes.load(str(recipe_file())))
+    assert [p.name for p in runs.iterdir() if p.is_dir()] == []
+
+
+def test_a_second_process_in_a_run_is_turned_away(ready: Recipe) -> None:
+    folder = folders.find("t")
+    folder.update(status="interrupted")
+    before = (folder.path / "metrics.json").read_bytes()
+    with folder.locked(), pytest.raises(UsageError, match="another process is working in this run"):
+        teach(recipes.load(str(folder.recipe)), resume="t")
+    assert (folder.path / "metrics.json").read_bytes() == before
+
+
+def test_a_name_that_is_taken_and_a_run_that_has_finished_are_refused_at_once(
+    ready: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "load_corpus", None)  # nothing is read for that
+    with pytest.raises(UsageError, match="run t exists already"):
+        teach(ready)
+    with pytest.raises(UsageError, match="t has finished already"):
+        teach(ready, resume="t")
+
+
+def test_a_run_that_fails_says_so_and_can_be_resumed(
+    runs: Path, recipe_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load(str(recipe_file()))
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", broken)
+        with pytest.raises(ZeroDivisionError):
+            teach(recipe)
+    run = folders.find("t").read()
+    assert (run.status, run.error) == ("failed", "ZeroDivisionError: bug")
+    assert teach(recipes.load(str(folders.find("t").recipe)), resume="t").read().status == "finished"
+
+
+def test_a_resume_with_an_edited_recipe_is_refused_with_the_line(
+    runs: Path, recipe_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load(str(recipe_file({"teacher.train.evaluate_every": 2})))
+    real, made = training._step, 0
+
+    def dies(*arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made == 4:
+            raise MemoryError
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", dies)
+        with pytest.raises(Exception, match="out of memory"):
+            teach(recipe)
+    file = folders.find("t").recipe
+    file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002", 1))
+    with pytest.raises(DataError, match=r"cannot be resumed: recipe was learning_rate: 0\.001, and is learning_rate: 0\.002"):
+        teach(recipes.load(str(file)), resume="t")
+
+
+def test_the_cache_is_made_once_and_grows_with_the_data(ready: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, teacher = data.load(ready), stages.find_teacher("t")
+    first = stages.cache_logits(teacher, ready, corpus)
+    assert len(first) == 130
+    assert not np.isin(corpus.splits["test"].row_id, first._ids).any(), "test is not for students"
+    computed: list[int] = []
+    real = logits.fill
+    monkeypatch.setattr(logits, "fill", lambda *a: computed.append(real(*a)) or computed[-1])
+    stages.cache_logits(teacher, ready, corpus)
+    assert computed == []
+    source = Path(str(ready.data.source))
+    more = write_csv(source.with_name("more.csv"), documents(200))
+    raw = yaml.safe_load(ready.dump())
+    raw["data"]["source"] = str(more)
+    larger = recipes.build(raw, "more.yaml")
+    grown = stages.cache_logits(teacher, larger, data.load(larger))
+    assert grown.folder == first.folder
+    # New rows, and those that were test before and are not now.
+    wanted = set(np.concatenate([data.load(larger).splits[n].row_id for n in ("train", "validation", "transfer")]).tolist())
+    assert computed == [len(wanted - set(first._ids.tolist()))]
+    assert len(grown) == 130 + computed[0]
+
+
+def test_a_student_over_a_given_cache_refuses_one_of_another_teacher(ready: Recipe) -> None:
+    raw = yaml.safe_load(ready.dump())
+    raw["teacher"]["train"]["seed"] = 5
+    teach(recipes.build(raw, "x"), "other")
+    cache = logits.every()[0].name
+    with pytest.raises(DataError, match="another teacher's weights"):
+        stages.train_students(job_of(ready, teacher="other", logits=cache))
+
+
+def test_a_damaged_cache_is_refused_and_the_shard_is_named(ready: Recipe) -> None:
+    shard = next(logits.every()[0].glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=f"shard {shard.name} is damaged"):
+        stages.train_students(job_of(ready))
+    assert [f.name for f in folders.every()] == ["t"]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_ctrl_c_in_a_run_costs_nothing_but_a_resume(runs: Path, recipe_file: Write) -> None:
+    file = recipe_file({"teacher.train.epochs": 30.0, "teacher.train.evaluate_every": 5})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distill", "teacher", "--recipe", str(file), "--name", "mine"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    folder = RunFolder(runs / "mine")
+    wait_for(folder.journal.exists, process)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 75, told
+    assert "Traceback" not in told
+    assert "--resume mine" in told
+    assert folder.read().status == "interrupted"
+    done = int(next(folder.checkpoints.iterdir()).name.removeprefix("step-"))
+    assert 5 <= done < 210
+
+    finished = teach(recipes.load(str(folder.recipe)), resume="mine")
+    assert finished.read().status == "finished"
+    whole = teach(recipes.load(str(file)), "whole")
+    hashes = {models.weights_hash(models.load(f.model).model) for f in (finished, whole)}
+    assert len(hashes) == 1
+    assert finished.metrics()["test"] == whole.metrics()["test"]

@@ -1,0 +1,439 @@
+"""The loop: what it learns, what it selects, and that a stop in the middle costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, documents
+from torch import Tensor
+
+from distill import catalog, checkpoint, inference, models, training
+from distill.batching import collate, micro_batches
+from distill.encoding import Encoded, concatenate, encode_texts
+from distill.errors import DataError, Diverged, Interrupted
+from distill.losses import Objective
+from distill.models import Classifier, weights_hash
+from distill.recipe import Loss, Train
+from distill.runs import RunFolder
+from distill.tasks import Floats, TaskSpec, quality
+from distill.training import Evaluate, Trained, learning_rate, total_steps, train
+
+torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+
+TASK = TaskSpec("single_label", ("bad", "good"), "accuracy")
+FAST = {"epochs": 2.0, "batch_size": 8, "tokens_per_batch": 256, "learning_rate": 1e-3, "precision": "fp32"}
+
+
+def settings(**changes: Any) -> Train:
+    return Train.model_validate({**FAST, **changes})
+
+
+@pytest.fixture
+def make(tokenizer_folder: Path) -> Callable[..., Classifier]:
+    """Build a tiny BERT; its dropout is on unless it is said to be off."""
+
+    def build(seed: int = 0, **config: Any) -> Classifier:
+        fields = {"architecture": "bert", "tokenizer": str(tokenizer_folder), "max_length": 64}
+        schema = catalog.load("teacher", "bert").Config
+        return models.build(
+            schema.model_validate({**fields, "config": {**TINY, **config}}), "teacher", TASK, seed
+        )
+
+    return build
+
+
+Make = Callable[..., Classifier]
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def labelled(model: Classifier, count: int, seed: int = 0, *, known: bool = True) -> Encoded:
+    rows = documents(count, seed, longest=30)
+    found = encode_texts(model.tokenizer, [[(text, None) for text, _ in rows]], model.config)
+    labels = np.array([label for _, label in rows])
+    if not known:
+        labels = 1 - labels  # wrong ones: whoever reads them learns nonsense
+    ids = np.arange(count) + 1000 * seed
+    return Encoded(**{**vars(found), "labels": labels, "labelled": np.full(count, known), "row_id": ids})
+
+
+HARD = Objective("single_label", [Loss(kind="hard")])
+
+
+class Fit:
+    """One run folder in which training may be started again and again."""
+
+    def __init__(self, path: Path, make: Make, rows: int = 40, **changes: Any) -> None:
+        path.mkdir(exist_ok=True)
+        self.folder = RunFolder(path)
+        self.make, self.changes = make, changes
+        self.model = make()
+        self.data = labelled(self.model, rows)
+        self.evaluations = 0
+
+    def evaluate(self, model: Classifier) -> dict[str, float]:
+        self.evaluations += 1
+        held_out = labelled(model, 30, seed=1)
+        accelerator = inference.make_accelerator("fp32")
+        found = inference.predict_all(model, held_out, 1024, "fp32", accelerator)
+        return quality("single_label", found, held_out.labels)
+
+    def __call__(
+        self,
+        evaluate: Evaluate | None = None,
+        meaning: dict[str, Any] | None = None,
+        objective: Objective = HARD,
+        lookup: Callable[[Any], Floats] | None = None,
+        on_evaluation: Callable[[], object] = lambda: None,
+    ) -> Trained:
+        self.model = self.make()
+        return train(
+            self.model, self.data, objective, settings(**self.changes), evaluate or self.evaluate, "accuracy",
+            self.folder, inference.make_accelerator("fp32"), meaning or {"recipe": "a"}, lookup, on_evaluation,
+        )  # fmt: skip
+
+    @property
+    def hash(self) -> str:
+        return weights_hash(self.model.model)
+
+
+def test_a_tiny_model_learns_the_generated_data(tmp_path: Path, make: Make) -> None:
+    fit = Fit(tmp_path / "run", make, rows=160, epochs=6.0, learning_rate=3e-3)
+    done = fit()
+    assert done.steps == 120
+    assert done.best > 0.75
+    assert fit.evaluate(fit.model)["accuracy"] == done.best
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Send this process a signal in the middle of a step."""
+    real = training._step
+    made = 0
+
+    def counted(*arguments: Any) -> dict[str, float]:
+        nonlocal made
+        made += 1
+        if made == step:
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_step", counted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [2, 5, 7])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    step: int, number: int, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An epoch has five steps; the model is measured after each third.
+    whole = Fit(tmp_path / "whole", make, evaluate_every=3)
+    expected = whole()
+    cut = Fit(tmp_path / "cut", make, evaluate_every=3)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step, number)
+        with pytest.raises(Interrupted, match=f"stopped at step {step} of 10"):
+            cut()
+    done = cut()
+    assert cut.hash == whole.hash
+    assert (done.steps, done.best, done.best_step, done.tokens) == (
+        expected.steps, expected.best, expected.best_step, expected.tokens,
+    )  # fmt: skip
+    assert cut.evaluations == whole.evaluations == 4
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_evaluation_to_the_same_bits(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Fit(tmp_path / "whole", make, evaluate_every=3)
+    whole()
+    cut = Fit(tmp_path / "cut", make, evaluate_every=3)
+    real, made = training._step, 0
+
+    def dies(*arguments: Any) -> dict[str, float]:
+        nonlocal made
+        made += 1
+        if made == 6:
+            raise RuntimeError("power cut")
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", dies)
+        with pytest.raises(RuntimeError, match="power cut"):
+            cut()
+    assert [p.name for p in cut.folder.checkpoints.iterdir()] == ["step-000000003"]
+    cut()
+    assert cut.hash == whole.hash
+
+
+def test_dropout_is_on_and_the_seed_settles_it(tmp_path: Path, make: Make) -> None:
+    first, same = Fit(tmp_path / "a", make), Fit(tmp_path / "b", make)
+    first(), same()
+    assert first.hash == same.hash
+    other = Fit(tmp_path / "c", make, seed=1)
+    other()
+    assert other.hash != first.hash
+    still = Fit(tmp_path / "d", lambda: make(**NO_DROPOUT))
+    still()
+    assert still.hash != first.hash
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> Fit:
+    """A run that was stopped at step 4 of 10, after its evaluation at 3."""
+    fit = Fit(tmp_path / "run7", make, evaluate_every=3)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            fit(meaning={"recipe": "epochs: 2\nseed: 0\n", "data": "abc"})
+    return fit
+
+
+@pytest.mark.parametrize(
+    ("meaning", "said"),
+    [
+        ({"recipe": "epochs: 2\nseed: 1\n", "data": "abc"}, "recipe was seed: 0, and is seed: 1 now"),
+        ({"recipe": "epochs: 2\n", "data": "abc"}, "recipe was seed: 0, and is absent now"),
+        ({"recipe": "epochs: 2\nseed: 0\n", "data": "xyz"}, "data was abc, and is xyz now"),
+    ],
+)
+def test_a_resume_with_something_else_is_refused_with_the_difference(
+    meaning: dict[str, Any], said: str, stopped: Fit
+) -> None:
+    with pytest.raises(DataError) as caught:
+        stopped(meaning=meaning)
+    assert str(caught.value) == f"run7: cannot be resumed: {said}"
+
+
+@pytest.mark.parametrize("file", ["model", "optimizer", "best", "state", "manifest"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "lose"])
+def test_a_damaged_checkpoint_is_refused_and_never_read_nor_thrown_away(
+    file: str, harm: str, stopped: Fit
+) -> None:
+    path = next(stopped.folder.checkpoints.glob(f"step-*/{file}.*"))
+    content = bytearray(path.read_bytes())
+    if harm == "lose":
+        path.unlink()
+    elif harm == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"run7: checkpoint step-000000004 is damaged") as caught:
+        stopped(meaning={"recipe": "epochs: 2\nseed: 0\n", "data": "abc"})
+    assert "\n" not in str(caught.value)
+    assert path.parent.is_dir()
+
+
+def test_of_two_checkpoints_the_newest_that_is_whole_is_found(stopped: Fit) -> None:
+    import shutil
+
+    folder = stopped.folder.checkpoints
+    newer = folder / "step-000000009"
+    shutil.copytree(folder / "step-000000004", newer)
+    assert checkpoint.latest(folder) == newer
+    (newer / "model.safetensors").write_bytes(b"")
+    assert checkpoint.latest(folder) == folder / "step-000000004"
+
+
+def test_what_a_killed_process_left_half_written_is_neither_read_nor_kept(stopped: Fit) -> None:
+    folder = stopped.folder.checkpoints
+    half = folder / ".step-000000009.12345678.tmp"
+    half.mkdir()
+    (half / "model.safetensors").touch()
+    assert checkpoint.latest(folder) == folder / "step-000000004"
+    stopped(meaning={"recipe": "epochs: 2\nseed: 0\n", "data": "abc"})
+    assert [p.name for p in folder.iterdir()] == ["step-000000010"]
+
+
+def scripted(*figures: float) -> Evaluate:
+    """Evaluate to these figures, one after another."""
+    rest = list(figures)
+    return lambda model: {"accuracy": rest.pop(0)}
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path: Path, make: Make) -> None:
+    fit = Fit(tmp_path / "run", make, evaluate_every=1, patience=2)
+    done = fit(evaluate=scripted(0.5, 0.7, 0.6, 0.7, 0.9))
+    assert (done.steps, done.best, done.best_step) == (4, 0.7, 2)
+
+
+def test_the_model_holds_the_weights_of_its_best_evaluation_afterwards(tmp_path: Path, make: Make) -> None:
+    fit = Fit(tmp_path / "run", make, evaluate_every=2)
+    seen: list[str] = []
+    figures = iter([0.5, 0.9, 0.7, 0.8, 0.9])
+
+    def evaluate(model: Classifier) -> dict[str, float]:
+        seen.append(weights_hash(model.model))
+        return {"accuracy": next(figures)}
+
+    done = fit(evaluate=evaluate)
+    assert done.best_step == 4
+    assert fit.hash == seen[1] != seen[-1]
+
+
+def test_the_journal_has_every_evaluation_and_the_learning_rate(tmp_path: Path, make: Make) -> None:
+    fit, told = Fit(tmp_path / "run", make), []
+    fit(on_evaluation=lambda: told.append(1))
+    lines = [e for e in fit.folder.entries() if "eval/accuracy" in e["metrics"]]
+    assert [line["step"] for line in lines] == [5, 10]
+    assert told == [1, 1]
+    assert lines[-1]["metrics"]["train/learning_rate"] == pytest.approx(1e-4)
+    assert {"train/loss", "train/loss_hard", "eval/nll"} <= lines[-1]["metrics"].keys()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_own_code(tmp_path: Path, make: Make) -> None:
+    fit = Fit(tmp_path / "run", make)
+
+    def lookup(rows: Any) -> Floats:
+        return np.full((len(rows), 2), np.nan, np.float32)
+
+    with pytest.raises(Diverged, match=r"run: the loss is not finite at step 1 .*learning_rate") as caught:
+        fit(objective=Objective("single_label", [Loss(kind="soft")]), lookup=lookup)
+    assert caught.value.exit_code == 6
+    assert not fit.folder.checkpoints.exists()
+
+
+def test_a_model_whose_weights_burst_is_never_selected(tmp_path: Path, make: Make) -> None:
+    # One step only: the loss was finite before it, and accuracy can be computed of NaN.
+    fit = Fit(tmp_path / "run", make, max_steps=1, learning_rate=1e30, clip_norm=None)
+    with pytest.raises(Diverged, match="not finite"):
+        fit()
+
+
+def test_a_learning_rate_beyond_reason_is_told(tmp_path: Path, make: Make) -> None:
+    with pytest.raises(Diverged, match="not finite"):
+        Fit(tmp_path / "run", make, learning_rate=1e20)()
+
+
+def test_the_linear_schedule_warms_up_and_goes_down_to_zero() -> None:
+    found = [learning_rate(settings(warmup_steps=2, learning_rate=1.0), s, 6) for s in range(7)]
+    assert found == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0])
+
+
+def test_the_cosine_schedule_is_half_a_cosine() -> None:
+    found = [learning_rate(settings(schedule="cosine", learning_rate=2.0), s, 4) for s in range(5)]
+    assert found == pytest.approx([1 + np.cos(np.pi * s / 4) for s in range(5)])
+
+
+def test_the_constant_schedule_is_constant_after_its_warm_up() -> None:
+    s = settings(schedule="constant", learning_rate=1.0, warmup_steps=2)
+    assert [learning_rate(s, step, 10) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_a_warm_up_longer_than_the_run_is_cut_to_a_tenth() -> None:
+    s = settings(warmup_steps=500, learning_rate=1.0)
+    assert [learning_rate(s, step, 20) for step in (0, 1, 2)] == pytest.approx([0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, 10), ({"epochs": 0.5}, 3), ({"epochs": 0.01}, 1), ({"max_steps": 4}, 4), ({"max_steps": 99}, 10)],
+)
+def test_steps_follow_from_epochs_and_end_at_max_steps(changes: dict[str, Any], expected: int) -> None:
+    assert total_steps(settings(**changes), 40) == expected
+
+
+def test_what_is_frozen_stays_and_the_rest_is_trained(tmp_path: Path, make: Make) -> None:
+    before = make().model.state_dict()
+    fit = Fit(tmp_path / "run", make, freeze_embeddings=True, freeze_layers=1)
+    fit()
+    after = fit.model.model.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    frozen = {n for n in before if n.startswith(("bert.embeddings.", "bert.encoder.layer.0."))}
+    assert same == frozen
+
+
+def test_biases_and_norms_do_not_decay(make: Make) -> None:
+    optimizer = training.make_optimizer(make(), settings(weight_decay=0.3))
+    decayed, others = optimizer.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in others["params"])
+
+
+TERMS: Sequence[Loss] = [Loss(kind="soft", temperature=2.0), Loss(kind="hard", weight=0.5)]
+
+
+def teacher_logits(rows: Any) -> Floats:
+    """Make logits that are a function of the row id alone."""
+    return np.stack([np.random.default_rng(int(r)).normal(size=2) for r in rows]).astype(np.float32)
+
+
+def step_gradients(model: Classifier, data: Encoded, tokens: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Make one optimizer step over all rows and catch the gradients that it used."""
+    accelerator = inference.make_accelerator("fp32")
+    optimizer = training.make_optimizer(model, settings())
+    caught: dict[str, Tensor] = {}
+
+    def catch(*_: Any) -> None:
+        caught.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+    optimizer.register_step_pre_hook(catch)
+    chosen = settings(tokens_per_batch=tokens, clip_norm=None)
+    objective = Objective("single_label", TERMS)
+    values = training._step(
+        model, model, data, np.arange(len(data)), data.longest_window, objective, chosen, optimizer,
+        accelerator, teacher_logits,
+    )  # fmt: skip
+    return values, caught
+
+
+def half_labelled(model: Classifier) -> Encoded:
+    return concatenate([labelled(model, 8), labelled(model, 12, seed=2, known=False)])
+
+
+def test_the_cut_into_micro_batches_changes_no_gradient(make: Make) -> None:
+    model = make(**NO_DROPOUT).train()
+    data = half_labelled(model)
+    assert len(micro_batches(data, np.arange(20), 64)) > 5
+    assert len(micro_batches(data, np.arange(20), 10**6)) == 1
+    values, few = step_gradients(make(**NO_DROPOUT).train(), data, 10**6)
+    others, many = step_gradients(model, data, 64)
+    assert values == pytest.approx(others, rel=1e-5)
+    assert few.keys() == many.keys()
+    for name, gradient in few.items():
+        torch.testing.assert_close(many[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_each_term_is_a_mean_over_the_rows_that_it_applies_to(make: Make) -> None:
+    model = make(**NO_DROPOUT).train()
+    data = half_labelled(model)
+    with torch.no_grad():
+        logits = model(collate(data, range(20)))
+    log_p = torch.log_softmax(logits, -1)
+    hard = -log_p[:8].gather(1, torch.from_numpy(data.labels[:8, None])).mean()
+    p = torch.softmax(torch.from_numpy(teacher_logits(data.row_id)) / 2, -1)
+    soft = 4 * (p * (p.log() - torch.log_softmax(logits / 2, -1))).sum(-1).mean()
+    values, _ = step_gradients(model, data, 64)
+    assert values["loss_hard"] == pytest.approx(float(hard), rel=1e-5)
+    assert values["loss_soft"] == pytest.approx(float(soft), rel=1e-5)
+    assert values["loss"] == pytest.approx(float(soft + 0.5 * hard), rel=1e-5)
+
+
+def test_labels_of_transfer_rows_are_never_used(tmp_path: Path, make: Make) -> None:
+    objective = Objective("single_label", TERMS)
+    hashes = []
+    for labels in (0, 1):
+        fit = Fit(tmp_path / f"run{labels}", make)
+        data = half_labelled(fit.model)
+        fit.data = Encoded(**{**vars(data), "labels": np.where(data.labelled, data.labels, labels)})
+        fit(objective=objective, lookup=teacher_logits)
+        hashes.append(fit.hash)
+    assert hashes[0] == hashes[1]
+
+
+def test_a_checkpoint_holds_no_pickle(stopped: Fit) -> None:
+    names = {p.name for p in next(stopped.folder.checkpoints.iterdir()).iterdir()}
+    assert names == {
+        "model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json", "manifest.json",
+    }  # fmt: skip
+    state = json.loads(next(stopped.folder.checkpoints.glob("*/state.json")).read_text())
+    assert state["step"] == 4
+    assert state["best_step"] == 3
