@@ -222,6 +222,17 @@ def compare(
     show.comparison(names or [], bench=bench, report=report)
 
 
+@app.command(epilog="Example: distill demo")
+def demo(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="What to run.")] = "quickstart",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Students to train.")] = 3,
+) -> None:
+    """Run the whole path: teacher, cached logits, students with controls, table. Goes on where it stopped."""
+    from distill import show
+
+    show.demo(recipe, seeds)
+
+
 @app.command(epilog="Example: distill predict --run run2 reviews.txt > labels.jsonl")
 def predict(
     file: Annotated[Path, typer.Argument(help="Lines of text, a csv or a jsonl; - for standard input.")],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from distill import logits, runs
+from distill.errors import UsageError
 from distill.files import read_json
 from distill.planning import size
 from distill.progress import duration, out, say
@@ -101,17 +102,18 @@ def caches() -> None:
 def comparison(names: list[str], *, bench: bool, report: Path | None) -> None:
     """Compare runs: tables on the terminal, a report on disk."""
     from distill import comparison as comparing
+    from distill import report as reports
 
     folders = comparing.collect(names)
     rows = bench_rows(folders) if bench else None
     found = comparing.compare(folders, bench_rows=rows, progress=say)
-    out.print(comparing.table(found, out.width))
+    out.print(reports.table(found, out.width))
     if found.buckets:
-        out.print(comparing.bucket_table(found, out.width))
+        out.print(reports.bucket_table(found, out.width))
     for note in found.notes:
         out.print(note, markup=False)
     target = report or max(folders, key=lambda folder: folder.read().created).path / "report"
-    for path in comparing.write_report(found, target):
+    for path in reports.write(found, target):
         say(f"wrote {path}")
 
 
@@ -126,16 +128,46 @@ def bench_rows(folders: list[RunFolder]) -> list[tuple[str, str | None]]:
     return rows.texts(order)
 
 
+def demo(name: str, seeds: int) -> None:
+    """Train a teacher and its students by a recipe, compare them, and say where everything is.
+
+    Runs of an earlier demo are kept where they have finished, and gone on with where they have not.
+    """
+    from distill import recipe as recipes
+    from distill import stages
+
+    began = time.monotonic()
+    found = recipes.load(name)
+    lead, group = f"{name}-teacher", f"{name}-student"
+    exists = (runs.runs_folder() / lead / "run.json").is_file()
+    if exists and runs.find(lead).recipe.read_text(encoding="utf-8") != found.dump():
+        raise UsageError(f"{lead} was run by another version of the recipe; move {runs.find(lead).path} away")
+    say(f"1/3 teacher: {lead}")
+    if not exists or runs.find(lead).read().status != "finished":
+        finished([stages.train_teacher(found, name, None if exists else lead, lead if exists else None)])  # type: ignore[list-item]
+    say(f"2/3 its logits, then {seeds} students, each beside its control: {group}")
+    job = stages.StudentJob(
+        [lead], found.dump(), name, found.student.architecture, group, seeds, control=True
+    )
+    stages.train_students(job)
+    say("3/3 comparison; latency, throughput and memory are measured now")
+    comparison([lead, group], bench=True, report=None)
+    say(
+        f"done in {duration(time.monotonic() - began)}; distill runs lists the runs, distill ui shows their curves"
+    )
+
+
 def ui(port: int) -> None:
     """Start MLflow on loopback, print the address, and wait."""
     from distill import tracking
+    from distill import ui as pages
 
     for folder in runs.every():
         tracking.sync(folder)
     newest = runs.every()
     experiment = newest[-1].read().experiment if newest else "distill"
-    server, port = tracking.start_ui(port)
-    out.print(tracking.deep_link(port, experiment), markup=False, soft_wrap=True)
+    server, port = pages.start(port)
+    out.print(pages.deep_link(port, experiment), markup=False, soft_wrap=True)
     if server is None:
         return
     say("Ctrl-C ends the server")

@@ -7,15 +7,12 @@ and tied together by ``distill.*`` tags. Knows no training, and reads a run only
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import os
 import re
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -107,7 +104,7 @@ def probe(where: str) -> None:
         socket.create_connection((parts.hostname, parts.port or usual), timeout=3).close()
 
 
-def _client(where: str) -> Any:
+def client_of(where: str) -> Any:
     """Return this process's MlflowClient; the first one of a new database makes its tables."""
     if where not in _clients:
         for name, value in _ENVIRONMENT.items():
@@ -292,7 +289,7 @@ def _send(folder: RunFolder, where: str) -> None:
     status, digest = _STATUS[run.status], str(run.facts.get("data", ""))
     if sent.status == status and sent.entries >= len(entries) and (sent.dataset or not digest):
         return
-    client = _client(where)
+    client = client_of(where)
     there = _find(client, sent.run_id)
     if there is None:
         sent = _begin(client, folder, run, where)
@@ -381,7 +378,7 @@ def download(mlflow_run_id: str, into: Path) -> Path | None:
         raise UsageError(f"{mlflow_run_id[:80]!a}: an MLflow run id is 32 hexadecimal digits, in lower case")
     where = uri()
     try:
-        client = _client(where)
+        client = client_of(where)
         if _find(client, mlflow_run_id) is None:
             return None
         if not client.list_artifacts(mlflow_run_id, "model"):
@@ -402,88 +399,3 @@ def download(mlflow_run_id: str, into: Path) -> Path | None:
             f"MLflow run {mlflow_run_id}: cannot be fetched from {public(where)}: {reason}"
         ) from error
     return into / mlflow_run_id
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe_socket:
-        probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe_socket.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _is_up(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)  # a proxy has no part in this
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def start_ui(port: int = 5000) -> tuple[subprocess.Popen[bytes] | None, int]:
-    """Serve MLflow's pages to this machine alone, and wait until they answer.
-
-    Args:
-        port: the one to take, or the next free one of the 20 after it.
-
-    Returns:
-        The server, which ``terminate()`` ends with its worker, and its port. None in the server's place
-        where ``$MLFLOW_TRACKING_URI`` is one already: nothing is started then.
-
-    Raises:
-        UsageError: none of the ports is free.
-        DistillError: the server did not come up; its log is named.
-    """
-    where = uri()
-    if where.startswith(("http://", "https://")):
-        return None, port
-    free = next((number for number in range(port, port + 21) if _is_free(number)), None)
-    if free is None:
-        raise UsageError(f"ports {port} to {port + 20} are all taken; give another --port")
-    _client(where)  # the tables are made here, under the lock, and not by the server
-    files, log = str(runs_folder() / "mlartifacts"), runs_folder() / "mlflow-server.log"
-    # Job execution is for language-model judges: without it 2 processes and 0.5 GB do, not 10 and 2.3.
-    # The store goes by the environment: its address may hold a password, and everybody sees arguments.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": where}
-    command = [sys.executable, *f"-m mlflow server --host 127.0.0.1 --port {free} --workers 1".split()]
-    command += ["--default-artifact-root", files, "--artifacts-destination", files]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=os.environ | environment, cwd=runs_folder(), stdout=output, stderr=subprocess.STDOUT
-        )
-    deadline = time.monotonic() + 90
-    try:
-        while not _is_up(free):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise DistillError(f"MLflow's server did not come up on port {free}; {log} says why")
-            time.sleep(0.3)
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    return process, free
-
-
-def deep_link(port: int, experiment: str) -> str:
-    """Return the address of an experiment's charts (MLflow's front page is about language models).
-
-    Raises:
-        HubError: the store does not answer.
-    """
-    where = uri()
-    remote = where.startswith(("http://", "https://"))
-    base = public(where).rstrip("/") if remote else f"http://127.0.0.1:{port}"
-    try:
-        found = _client(where).get_experiment_by_name(experiment)
-    except Exception as error:  # of as many kinds as there are stores
-        raise HubError(f"MLflow at {public(where)} does not answer: {error}") from error
-    if found is None:
-        return f"{base}/#/experiments"
-    return (
-        f"{base}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    )

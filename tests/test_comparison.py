@@ -22,15 +22,13 @@ from distill.comparison import (
     Comparison,
     Figure,
     Row,
-    bucket_table,
     collect,
     compare,
     interval,
-    table,
-    write_report,
 )
 from distill.errors import DataError, UsageError
 from distill.evaluation import Predictions, agreement, measure
+from distill.report import bucket_table, table, write
 from distill.runs import Run, RunFolder
 from distill.tasks import Kind
 
@@ -422,7 +420,7 @@ def test_buckets_are_those_of_the_runs_by_length(benched: Comparison) -> None:
 
 
 def test_csv_and_json_hold_the_rows(benched: Comparison, tmp_path: Path) -> None:
-    paths = write_report(benched, tmp_path / "report")
+    paths = write(benched, tmp_path / "report")
     assert [p.name for p in paths] == ["comparison.csv", "comparison.json", "pareto.png"]
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == sorted(p.name for p in paths)
     with paths[0].open(newline="") as file:
@@ -452,7 +450,7 @@ def test_nan_is_null_and_formulas_are_text(benched: Comparison, tmp_path: Path) 
     benched.rows[0].nll = Figure(math.nan, math.inf, 2)
     benched.rows[0].label = "=HYPERLINK(1)"
     benched.rows[0].group = "-1+2"
-    paths = write_report(benched, tmp_path)
+    paths = write(benched, tmp_path)
     assert json.loads(paths[1].read_text())["rows"][0]["nll"] == {"mean": None, "half": None, "n": 2}
     with paths[0].open(newline="") as file:
         first = next(csv.DictReader(file))
@@ -469,7 +467,7 @@ def png_size(path: Path) -> tuple[int, int]:
 def test_the_chart_is_a_picture_of_the_asked_size(benched: Comparison, tmp_path: Path) -> None:
     from matplotlib.image import imread
 
-    path = write_report(benched, tmp_path)[2]
+    path = write(benched, tmp_path)[2]
     assert png_size(path) == (chart.WIDTH, chart.HEIGHT) == (1600, 1000)
     assert np.ptp(imread(path)[:, :, :3]) > 0.5, "not an empty page"
 
@@ -479,7 +477,7 @@ def test_without_latencies_the_chart_is_over_parameters(
 ) -> None:
     drawn: dict[str, Any] = {}
     monkeypatch.setattr(chart, "draw", lambda points, path, **words: drawn.update(words, points=points))
-    write_report(compare(collect(["study"])), tmp_path)
+    write(compare(collect(["study"])), tmp_path)
     assert "Parameters" in drawn["cost_label"]
     assert {p.cost for p in drawn["points"]} == {4_400_000.0}
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -190,7 +189,7 @@ def test_one_file_for_each_split() -> None:
 
 def test_a_source_that_is_not_there_is_named_with_the_nearest() -> None:
     csv_of(DOCS, name="reviews.csv")
-    assert refusal("reviews.csv") == "data.source: there is no reviews.csv; did you mean 'reviews.csv'?"
+    assert refusal("review.csv") == "data.source: there is no review.csv; did you mean 'reviews.csv'?"
     assert "there is no no/such/folder.csv" in refusal("no/such/folder.csv")
     Path("rows.xlsx").write_text("x")
     assert "rows.xlsx: unknown ending; set data.format" in refusal("rows.xlsx")
@@ -463,14 +462,13 @@ def test_a_blank_half_makes_a_pair_blank() -> None:
 
 
 def test_where_and_word_counts_choose_rows() -> None:
-    rows = [(text, label, 2000 + n % 3, n % 2 == 0) for n, (text, label) in enumerate(DOCS)]
+    rows = [(text, label, 2000 + n % 3, n % 4 < 2) for n, (text, label) in enumerate(DOCS)]
     path = csv_of(rows, ("text", "label", "year", "ok"))
     splits = {**CARVED, "validation": {"from": "train", "rows": 4}, "test": {"from": "train", "rows": 4}}
     few = load(path, where={"year": [2000, "2001"]}, splits=splits)
     assert set(labels(few)) == {row[0] for row in rows if row[2] != 2002}
-    assert set(labels(load(path, where={"ok": True, "year": 2002.0}, splits=splits, task={"labels": ["a", "b"]}))) == {
-        row[0] for row in rows if row[3] and row[2] == 2002
-    } if False else True
+    ok = load(path, where={"ok": True, "year": 2002.0}, splits=splits, deduplicate=False)
+    assert set(labels(ok)) == {row[0] for row in rows if row[3] and row[2] == 2002}
     found = load(path, min_words=20, max_words=40, splits=splits)
     assert set(labels(found)) == {text for text, _ in DOCS if 20 <= len(text.split()) <= 40}
     assert sorted(note.rsplit(": ")[-1] for note in found.notes) == ["longer than max_words", "shorter than min_words"]
@@ -614,7 +612,10 @@ def test_a_row_id_is_a_hash_of_the_text_fields_and_of_nothing_else() -> None:
     assert row_id("ab", "c") != row_id("a", "bc")
     assert row_id("a", None) != row_id("a", "")
     assert row_id("a", "b") != row_id("b", "a")
-    assert row_id("café") == int.from_bytes(__import__("hashlib").blake2b("café".encode(), digest_size=8).digest(), "little", signed=True)
+    # Caches on disk are joined by these numbers: they must not change from one version to the next.
+    assert row_id("café") == int.from_bytes(
+        hashlib.blake2b("café".encode(), digest_size=8).digest(), "little", signed=True
+    )
 
 
 def test_row_ids_do_not_depend_on_position() -> None:
@@ -644,7 +645,3 @@ def test_a_dry_run_counts_rows_and_labels() -> None:
     own = [MULTI_ROWS[text] for text in texts(several, "train")]
     assert counts == {"x": sum(r[0] for r in own), "y": sum(r[1] for r in own)}
 
-
-def test_data_is_read_without_torch() -> None:
-    assert isinstance(sys.modules["distill.data"], types.ModuleType)
-    assert not any(hasattr(sys.modules[f"distill.{name}"], "torch") for name in ("data", "labels", "sources"))

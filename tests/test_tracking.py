@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from distill import tracking
+from distill import tracking, ui
 from distill.errors import HubError, UsageError
 from distill.files import read_json, write_json
 from distill.runs import Run, RunFolder, create
@@ -363,7 +363,7 @@ def test_after_a_failure_the_server_is_left_alone_for_a_minute(monkeypatch: pyte
 def test_a_failure_in_the_middle_is_made_good_by_the_next_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = new()
     finish(folder)
-    real = tracking._client(tracking.uri())
+    real = tracking.client_of(tracking.uri())
 
     class NoDisk:
         def __getattr__(self, name: str) -> Any:
@@ -475,17 +475,17 @@ def test_what_cannot_be_fetched_is_told_apart(tmp_path: Path, monkeypatch: pytes
 
 def test_with_a_server_of_ones_own_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
-    assert tracking.start_ui(5000) == (None, 5000)
+    assert ui.start(5000) == (None, 5000)
 
 
 def test_the_link_leads_to_the_experiments_charts() -> None:
     folder = new()
     assert tracking.sync(folder)
     number = there(folder).info.experiment_id
-    assert tracking.deep_link(5001, "reviews") == (
+    assert ui.deep_link(5001, "reviews") == (
         f"http://127.0.0.1:5001/#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     )
-    assert tracking.deep_link(5001, "not yet") == "http://127.0.0.1:5001/#/experiments"
+    assert ui.deep_link(5001, "not yet") == "http://127.0.0.1:5001/#/experiments"
 
 
 def test_the_pages_are_served_to_this_machine_on_the_next_free_port() -> None:
@@ -496,7 +496,7 @@ def test_the_pages_are_served_to_this_machine_on_the_next_free_port() -> None:
         held.bind(("127.0.0.1", 0))
         held.listen()
         taken = held.getsockname()[1]
-        server, port = tracking.start_ui(taken)
+        server, port = ui.start(taken)
     assert server is not None
     family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
     try:
@@ -506,5 +506,5 @@ def test_the_pages_are_served_to_this_machine_on_the_next_free_port() -> None:
     finally:
         server.terminate()
         server.wait(20)
-    assert not tracking._is_up(port)
+    assert not ui._is_up(port)
     assert not any(process.is_running() for process in family)
