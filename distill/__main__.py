@@ -20,7 +20,7 @@ def main() -> None:
         kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
     )
     debug = "--debug" in sys.argv[1:] or bool(os.environ.get("DISTILL_DEBUG"))
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
     try:
         code = app(arguments, prog_name="distill", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

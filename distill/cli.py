@@ -16,7 +16,6 @@ from distill.errors import UsageError
 app = typer.Typer(
     name="distill",
     help="Distil long-document classifiers into small ones, with results that can be believed.",
-    no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -69,6 +68,8 @@ def teacher(
         raise UsageError("give --recipe to begin a run, or --resume to go on with one")
     if resume is not None and (set_ or name):
         raise UsageError("--resume goes on with the run's own recipe and name: leave --set and --name out")
+    if name is not None:
+        runs.refuse_taken(name)
     found = recipes.load(recipe or str(runs.find(resume or "").recipe), set_ or [])
     recipe_name = recipe if recipe else runs.find(resume or "").read().recipe
     from distill import stages
@@ -128,8 +129,8 @@ def student(
 
             show.plan(stages.plan_students(found, teacher or []))
             return
-        if name is not None and (runs.runs_folder() / runs.check_name(name)).exists():
-            raise UsageError(f"run {name} exists already; take another --name, or --resume {name}")
+        if name is not None:
+            runs.refuse_taken(name)
         for one in teacher or []:
             runs.refuse_unfinished(one)
         from distill import stages
@@ -295,7 +296,7 @@ def recipes_copy(
     from distill import recipe as recipes
     from distill.files import write_text
 
-    target = path or Path(f"{name}.yaml")
+    target = path or Path(f"{Path(name).stem}.yaml")
     if target.exists():
         raise UsageError(f"{target} exists already; give another path")
     if not target.parent.is_dir():

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from distill import processes
 from distill.batching import collate, micro_batches, share
 from distill.encoding import Encoded
 from distill.errors import Diverged, OutOfMemory, RecipeError
@@ -41,7 +42,9 @@ def make_accelerator(precision: Precision) -> Any:
 
     # Its state is global and refuses a second precision, though a cache pass and a training run may differ.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    # Without this word it overlooks the other processes of a job on CPUs.
+    several_cpus = processes.count() > 1 and not torch.cuda.is_available()
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=several_cpus)
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

@@ -140,8 +140,9 @@ def fill(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process writes in this cache: two would compute the same rows, and sweep up each
-    other's unfinished files.
+    """Hold the cache; wait where another process does.
+
+    Two would compute the same rows, and sweep up each other's unfinished files.
     """
     lock = FileLock(folder / ".lock")
     try:

@@ -198,9 +198,7 @@ def create(run: Run, recipe: str) -> RunFolder:
     try:
         path.mkdir()
     except FileExistsError:
-        raise UsageError(
-            f"run {run.name} exists already; take another --name, or --resume {run.name}"
-        ) from None
+        raise _taken(run.name) from None
     folder = RunFolder(path)
     write_text(folder.recipe, recipe)
     folder.write(run)
@@ -229,6 +227,16 @@ def claim(name: str | None) -> str:
     return name or processes.agree(next_name() if processes.is_main() else "")
 
 
+def _taken(name: str) -> UsageError:
+    return UsageError(f"run {name} exists already; take another --name, or --resume {name}")
+
+
+def refuse_taken(name: str) -> None:
+    """Raise UsageError when a name is no name for a run, or another run has it."""
+    if (runs_folder() / check_name(name)).exists():
+        raise _taken(name)
+
+
 def find(name: str) -> RunFolder:
     """Find a run by its name.
 
@@ -237,9 +245,9 @@ def find(name: str) -> RunFolder:
     """
     path = runs_folder() / check_name(name)
     if not (path / "run.json").is_file():
-        raise UsageError(
-            f"no run called {name!r} in {runs_folder().name}/{nearest(name, [r.name for r in every()])}"
-        )
+        known = [folder.name for folder in every()]
+        hint = nearest(name, known) if known else "; begin with distill teacher --recipe quickstart"
+        raise UsageError(f"no run called {name!r} in {runs_folder().name}/{hint}")
     return RunFolder(path)
 
 

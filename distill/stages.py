@@ -288,8 +288,8 @@ def train_teacher(
     Returns:
         The finished run, or the plan.
     """
-    if name is not None and (runs.runs_folder() / runs.check_name(name)).exists():
-        raise UsageError(f"run {name} exists already; take another --name, or --resume {name}")
+    if name is not None:
+        runs.refuse_taken(name)
     folder = runs.find(resume) if resume else None
     if folder is not None and folder.read().status == "finished":
         raise UsageError(f"{folder.name} has finished already; there is nothing to resume")

@@ -69,18 +69,26 @@ class SparseAttention(_Attention):
         if length in (1024, 3072, 4096):  # these lengths take the beginning of one plan
             whole = stock.max_seqlen
             plan = [
-                stock._bigbird_block_rand_mask(whole, whole, size, size, stock.num_random_blocks, last_idx=1024)[
-                    : length // size - 2
-                ]
+                stock._bigbird_block_rand_mask(
+                    whole, whole, size, size, stock.num_random_blocks, last_idx=1024
+                )[: length // size - 2]
                 for _ in range(self.heads)
             ]
         else:
             lengths, counts = stock._get_rand_attn_plan(length, size, stock.num_random_blocks)
-            plan = stock._bigbird_block_rand_mask_with_head(length, length, size, size, self.heads, lengths, counts)
+            plan = stock._bigbird_block_rand_mask_with_head(
+                length, length, size, size, self.heads, lengths, counts
+            )
         return torch.as_tensor(np.stack(plan), dtype=torch.long, device=device)
 
     def forward(
-        self, hidden_states: Tensor, band_mask: Any = None, from_mask: Any = None, to_mask: Any = None, *_: Any, **__: Any
+        self,
+        hidden_states: Tensor,
+        band_mask: Any = None,
+        from_mask: Any = None,
+        to_mask: Any = None,
+        *_: Any,
+        **__: Any,
     ) -> tuple[Tensor, None]:
         """``(windows, length, width)`` and a mask of keys ``(windows, 1, 1, length)`` to the same."""
         query, key, value = self._project(hidden_states)
@@ -95,17 +103,20 @@ class SparseAttention(_Attention):
 
         # Which blocks of keys each middle block sees: (heads, middle, slots).
         at = torch.arange(1, blocks - 1, device=query.device)
-        fixed = torch.stack([torch.zeros_like(at), at - 1, at, at + 1, torch.full_like(at, blocks - 1)], dim=1)
+        fixed = torch.stack(
+            [torch.zeros_like(at), at - 1, at, at + 1, torch.full_like(at, blocks - 1)], dim=1
+        )
         slots = torch.cat([fixed.expand(heads, -1, -1), self._random_blocks(length, query.device)], dim=2)
         count = slots.shape[2]
 
         def gather(states: Tensor) -> Tensor:
             """``(windows, heads, length, width)`` to ``(windows, heads · middle, slots · block, width)``."""
-            blocked = states.unflatten(2, (blocks, size))
+            blocked: Tensor = states.reshape(windows, heads, blocks, size, width)
             which = torch.arange(heads, device=query.device)[:, None, None]
             return blocked[:, which, slots].reshape(windows, heads * middle, count * size, width)
 
-        masked = hidden.reshape(windows, blocks, size)[:, slots].clone()  # (windows, heads, middle, slots, block)
+        # (windows, heads, middle, slots, block)
+        masked = hidden.reshape(windows, blocks, size)[:, slots].clone()
         # Next to the ends a neighbour is a global block, which has its slot already.
         masked[:, :, 0, 1] = masked[:, :, -1, 3] = -10000.0
         masked = masked.reshape(windows, heads * middle, 1, count * size).expand(-1, -1, size, -1)

@@ -56,6 +56,13 @@ def bucket(model: Any, config: Config, length: int) -> int:
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from a BigBird checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
+    model = _build(config, task, tokenizer)
+    # The head does not read the pooler: without gradients for it, several processes would wait for them.
+    model.bert.pooler.requires_grad_(False)
+    return model
+
+
+def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
     from transformers import BigBirdConfig, BigBirdForSequenceClassification
 
     from distill import pretrained

@@ -101,7 +101,8 @@ def packed(lengths: Sequence[int], vocabulary: int = 60, seed: int = 0) -> Encod
 
 def read(model: Classifier, data: Encoded, which: Sequence[int]) -> Tensor:
     with torch.inference_mode():
-        return model(collate(data, list(which)))
+        result: Tensor = model(collate(data, list(which)))
+    return result
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -181,9 +182,7 @@ def test_gradient_checkpointing_changes_no_gradient(architecture: str, make: Mak
     base = ARCHITECTURES[architecture]["config"]
     model = make(architecture, config={**base, **(dropout if architecture == "distilbert" else plain)})
     data = packed(LENGTHS)
-    batches = [
-        collate(data, part) for part in micro_batches(data, np.arange(len(data)), 128, model.bucket)
-    ]
+    batches = [collate(data, part) for part in micro_batches(data, np.arange(len(data)), 128, model.bucket)]
     expected = gradients(model, batches)
     models.checkpoint_activations(model.model)
     layer_calls = 0
@@ -233,7 +232,9 @@ def short_checkpoint(folder: Path, tokenizer: Path, kind: str) -> Any:
         BertModel(BertConfig(**fields, max_position_embeddings=32))
         if kind == "bert"
         else RobertaModel(
-            RobertaConfig(**fields, max_position_embeddings=34, type_vocab_size=1, bos_token_id=0, eos_token_id=2)
+            RobertaConfig(
+                **fields, max_position_embeddings=34, type_vocab_size=1, bos_token_id=0, eos_token_id=2
+            )
         )
     )
     spread(model)
@@ -256,7 +257,10 @@ def last_hidden(architecture: str, model: Classifier, ids: Tensor) -> Tensor:
     if architecture == "longformer":
         extra["global_attention_mask"] = (torch.arange(ids.shape[1]) < 1).long()[None]
     with torch.inference_mode():
-        return model.model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra)[0]
+        result: Tensor = model.model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra)[
+            0
+        ]
+    return result
 
 
 @pytest.mark.parametrize("architecture", ["bigbird", "longformer", "plain"])
@@ -291,7 +295,7 @@ def test_a_lengthened_longformer_begins_with_its_global_projections_as_copies(
     section, config = config_of("longformer", checkpoint=str(short[1]), lengthen=True, window=8, config={})
     model = models.build(config, section, TASK, 0)
     for layer in models.layers(model.model):
-        own = layer.attention.self
+        own: Any = layer.get_submodule("attention.self")
         for part in ("query", "key", "value"):
             for name in ("weight", "bias"):
                 assert torch.equal(
@@ -413,7 +417,9 @@ def test_teacher_layers_reads_as_its_teacher_does_when_it_has_all_the_layers(
 
 def test_teacher_layers_refuses_a_layer_that_the_teacher_has_not(bigbird_folder: Path) -> None:
     _, config = config_of("teacher_layers", layers=[0, 2])
-    with pytest.raises(RecipeError, match=r"student\.layers: 2 is out of range; the teacher has layers 0 to 1"):
+    with pytest.raises(
+        RecipeError, match=r"student\.layers: 2 is out of range; the teacher has layers 0 to 1"
+    ):
         models.build(config, "student", TASK, 0, bigbird_folder)
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         config_of("teacher_layers", layers=[-1])
@@ -460,7 +466,11 @@ def test_the_seed_settles_the_weights(architecture: str, make: Make) -> None:
 
 def test_all_miniatures_are_presets_of_their_published_names() -> None:
     presets = catalog.presets()
-    sizes = {(p["layers"], p["width"]) for p in presets.values() if p["architecture"] == "bert_miniature" and "layers" in p}
+    sizes = {
+        (p["layers"], p["width"])
+        for p in presets.values()
+        if p["architecture"] == "bert_miniature" and "layers" in p
+    }
     assert sizes == {(n, w) for n in (2, 4, 6, 8, 10, 12) for w in (128, 256, 512, 768)}
     for layers, width in sizes:
         found = presets[f"bert_L{layers}_H{width}"]
@@ -492,7 +502,9 @@ def test_freezing_keeps_embeddings_and_lowest_layers_and_nothing_else(make: Make
     models.freeze(model.model, embeddings=True, lowest=1)
     frozen = {name for name, p in model.model.named_parameters() if not p.requires_grad}
     assert frozen == {
-        name for name, _ in model.model.named_parameters() if name.startswith(("bert.embeddings", "bert.encoder.layer.0."))
+        name
+        for name, _ in model.model.named_parameters()
+        if name.startswith(("bert.embeddings", "bert.encoder.layer.0."))
     }
     with pytest.raises(RecipeError, match="3 layers to freeze, and the model has 2"):
         models.freeze(make("bert").model, embeddings=False, lowest=3)

@@ -52,7 +52,9 @@ def test_a_resumed_order_is_the_rest_of_the_uninterrupted_one(start: int) -> Non
 
 
 def test_another_seed_is_another_order() -> None:
-    first, second = (np.concatenate(list(itertools.islice(steps(50, 10, seed), 5))).tolist() for seed in (0, 1))
+    first, second = (
+        np.concatenate(list(itertools.islice(steps(50, 10, seed), 5))).tolist() for seed in (0, 1)
+    )
     assert first != second
 
 

@@ -22,9 +22,14 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), files.replacing(path) as aside:
-        aside.write_text("half")
-        raise ZeroDivisionError
+
+    def half() -> None:
+        with files.replacing(path) as aside:
+            aside.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
@@ -45,9 +50,14 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None
     path = tmp_path / "model"
     path.mkdir()
     (path / "weights").write_text("old")
-    with pytest.raises(ZeroDivisionError), files.replacing_folder(path) as aside:
-        (aside / "weights").write_text("half")
-        raise ZeroDivisionError
+
+    def half() -> None:
+        with files.replacing_folder(path) as aside:
+            (aside / "weights").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
     assert (path / "weights").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 

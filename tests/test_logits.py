@@ -67,7 +67,9 @@ class Pass:
 
     def __call__(self) -> int:
         accelerator = inference.make_accelerator("fp32")
-        done = logits.fill(self.folder, self.key, self.model, self.data, self.settings, accelerator, "caching")
+        done = logits.fill(
+            self.folder, self.key, self.model, self.data, self.settings, accelerator, "caching"
+        )
         logits.write_manifest(self.folder, {})
         return done
 
@@ -104,9 +106,7 @@ def test_the_same_rows_shuffled_need_nothing_new(cached: Pass) -> None:
     order = np.random.default_rng(1).permutation(35)
     texts = [(text, None) for text, _ in documents(35)]
     again = encode_texts(cached.model.tokenizer, [[texts[i] for i in order]], cached.model.config)
-    shuffled = Pass(
-        cached.model, Encoded(**{**vars(again), "row_id": cached.data.row_id[order]})
-    )
+    shuffled = Pass(cached.model, Encoded(**{**vars(again), "row_id": cached.data.row_id[order]}))
     assert shuffled.folder == cached.folder
     assert shuffled() == 0
     np.testing.assert_allclose(shuffled.open()(shuffled.data.row_id), shuffled.direct(), atol=1e-5)
@@ -161,7 +161,9 @@ def test_more_documents_cost_only_themselves(cached: Pass) -> None:
 def test_rows_of_other_data_are_refused_with_their_count(cached: Pass) -> None:
     rows = np.concatenate([cached.data.row_id[:5], [-1, -2]])
     for ask in (cached.open().require, cached.open()):
-        with pytest.raises(LogitsError, match=r"2 of 7 rows have no cached logits \(the first is row id -1\)"):
+        with pytest.raises(
+            LogitsError, match=r"2 of 7 rows have no cached logits \(the first is row id -1\)"
+        ):
             ask(rows)
     cached.open().require(cached.data.row_id)
 
@@ -231,7 +233,10 @@ def test_a_cache_without_a_manifest_or_key_is_refused(cached: Pass) -> None:
     ("change", "said"),
     [
         ({"seed": 1}, "another teacher's weights"),
-        ({"max_length": 32, "config": {**TINY, "max_position_embeddings": 64}}, "read with max_length=64, and 32 is wanted"),
+        (
+            {"max_length": 32, "config": {**TINY, "max_position_embeddings": 64}},
+            "read with max_length=64, and 32 is wanted",
+        ),
         ({"view": "head_tail"}, "read with view=head, and head_tail is wanted"),
         ({"attention": "full"}, "another configuration of the teacher"),
     ],
@@ -296,7 +301,7 @@ def test_the_gate_catches_a_teacher_whose_logits_depend_on_the_batch(make: Make,
     leaky = Pass(model, rows_of(model, 35))
     shutil.rmtree(leaky.folder)
     leaky()
-    with pytest.raises(LogitsError, match="has other logits in another batch .*cannot be cached"):
+    with pytest.raises(LogitsError, match=r"has other logits in another batch .*cannot be cached"):
         logits.check_invariance(leaky.folder, leaky.key, model, leaky.data)
 
 

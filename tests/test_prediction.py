@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Write, distill, documents, write_csv
+from conftest import documents, write_csv
 
 from distill import prediction, runs
 from distill.errors import DataError, UsageError
@@ -106,7 +108,7 @@ def test_a_baseline_reads_both_texts_of_a_pair() -> None:
 
 def test_a_baseline_without_a_shared_word_says_what_to_set() -> None:
     rows = [(f"word{n}", None) for n in range(4)]
-    with pytest.raises(DataError, match="set student.min_documents=1"):
+    with pytest.raises(DataError, match=r"set student\.min_documents=1"):
         tfidf.fit(config(), TaskSpec("single_label", ("a", "b"), "any"), rows, np.array([0, 1, 0, 1]))
 
 
@@ -124,7 +126,7 @@ def test_every_kind_of_file_gives_the_same_answers(
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS) + "\n")
     (tmp_path / "windows.txt").write_bytes("\r\n".join(TEXTS).encode())
     write_csv(tmp_path / "rows.csv", [(n, text) for n, text in enumerate(TEXTS)], ("id", "text"))
-    (tmp_path / "bom.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "swapped.csv").read_bytes() if False else b"\xef\xbb\xbftext\r\n" + "\r\n".join(TEXTS).encode())
+    (tmp_path / "bom.csv").write_bytes(b"\xef\xbb\xbftext\r\n" + "\r\n".join(TEXTS).encode())
     (tmp_path / "rows.tsv").write_text("id\ttext\n" + "".join(f"1\t{text}\n" for text in TEXTS))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n\n" for text in TEXTS))
     wanted = answers(folder, tmp_path / "lines.txt", capsys)
@@ -133,8 +135,11 @@ def test_every_kind_of_file_gives_the_same_answers(
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert max(answer["probabilities"], key=answer["probabilities"].__getitem__) == answer["label"]
     for name in ("windows.txt", "rows.csv", "bom.csv", "rows.tsv", "rows.jsonl"):
+        assert list(prediction.read(tmp_path / name, "text", None)) == [(text, None) for text in TEXTS], name
         assert answers(folder, tmp_path / name, capsys) == wanted, name
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "lines.txt").read_bytes()), "latin-1"))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "lines.txt").read_bytes()), "latin-1")
+    )
     assert answers(folder, "-", capsys) == wanted
 
 
@@ -161,10 +166,14 @@ def test_an_answer_has_the_shape_of_its_task(
         assert found[0]["value"] > 3 > found[1]["value"]
 
 
-def test_a_column_of_another_name(folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_of_another_name(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_csv(tmp_path / "rows.csv", [(text,) for text in TEXTS], ("review",))
     assert [a["label"] for a in answers(folder, path, capsys, "review")] == ["good", "bad"]
-    with pytest.raises(DataError, match=r"rows.csv, line 2: no text in column 'reviw'; did you mean 'review'\?"):
+    with pytest.raises(
+        DataError, match=r"rows.csv, line 2: no text in column 'reviw'; did you mean 'review'\?"
+    ):
         prediction.predict(folder, path, "reviw", None, None)
 
 
@@ -188,7 +197,12 @@ def test_a_document_of_a_megabyte_in_a_csv_cell(
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_with_the_line(
-    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, words: str
+    folder: RunFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes,
+    words: str,
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -206,7 +220,9 @@ def test_a_file_that_is_not_there_or_a_folder_is_refused(folder: RunFolder, tmp_
 # Where answers go
 
 
-def test_output_is_written_whole_to_a_file(folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_is_written_whole_to_a_file(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
     prediction.predict(folder, tmp_path / "lines.txt", "text", None, tmp_path / "out.jsonl")
     assert capsys.readouterr().out == ""
@@ -214,20 +230,26 @@ def test_output_is_written_whole_to_a_file(folder: RunFolder, tmp_path: Path, ca
     assert [json.loads(line)["label"] for line in lines] == ["good", "bad"]
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_any_work(folder: RunFolder, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    folder: RunFolder, tmp_path: Path
+) -> None:
     for output in (tmp_path / "no" / "out.jsonl", tmp_path):
         with pytest.raises(UsageError, match="--output"):
             prediction.predict(folder, tmp_path / "nothing.txt", "text", None, output)
 
 
-def test_the_command_line_reads_a_pipe_and_refuses_what_is_unfinished(
-    folder: RunFolder, tmp_path: Path, recipe_file: Write
-) -> None:
-    (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
-    done = distill("predict", "--run", "run1", str(tmp_path / "lines.txt"))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["good", "bad"]
-    folder.update(status="interrupted")
-    done = distill("predict", "--run", "run1", str(tmp_path / "lines.txt"))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "run1 has not finished (interrupted); go on with it: distill student --resume run1" in done.stderr
+def test_the_command_line_reads_a_pipe(folder: RunFolder) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "distill", "predict", "--run", "run1", "-"],
+        input="\n".join([*TEXTS, "café"]).encode(), capture_output=True, timeout=100,
+        env=os.environ | {"PYTHONIOENCODING": "ascii:surrogateescape"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [json.loads(line)["label"] for line in done.stdout.splitlines()][:2] == ["good", "bad"]
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
+def test_a_run_that_has_not_finished_is_refused(folder: RunFolder, status: Any, tmp_path: Path) -> None:
+    folder.update(status=status)
+    with pytest.raises(UsageError, match=rf"run1 has not finished \({status}\).* --resume run1"):
+        runs.refuse_unfinished("run1")

@@ -165,8 +165,14 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_fits(base: str, setting:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["task.kind=regression", "student.train.label_smoothing=0.1"], "student.train.label_smoothing has no meaning"),
-        (["task.kind=regression", "teacher.train.label_smoothing=0.1"], "teacher.train.label_smoothing has no meaning"),
+        (
+            ["task.kind=regression", "student.train.label_smoothing=0.1"],
+            "student.train.label_smoothing has no meaning",
+        ),
+        (
+            ["task.kind=regression", "teacher.train.label_smoothing=0.1"],
+            "teacher.train.label_smoothing has no meaning",
+        ),
         (["data.text_pair=b", "student.view=head_tail"], "text pairs are read with view: head"),
         (["data.label=[a, a]", "task.kind=multi_label"], "data: label holds 'a' twice"),
         (["tacher=1", "cahce=2"], "unknown key tacher; did you mean 'teacher'? (and 1 more)"),
@@ -270,7 +276,9 @@ def test_a_cycle_of_extends_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_extends_nothing_real_says_so(tmp_path: Path) -> None:
-    assert refusal(write(tmp_path, "a.yaml", extends="quickstrat")).startswith("a.yaml: extends: no recipe called")
+    assert refusal(write(tmp_path, "a.yaml", extends="quickstrat")).startswith(
+        "a.yaml: extends: no recipe called"
+    )
     assert "must be one recipe's name" in refusal(write(tmp_path, "b.yaml", extends=["quickstart"]))
 
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 from conftest import Write, documents, write_csv
 
-from distill import data, inference, logits, models, stages, training
+from distill import data, inference, logits, models, stages, tracking, training
 from distill import recipe as recipes
 from distill import runs as folders
 from distill.errors import DataError, UsageError
@@ -34,7 +34,7 @@ torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
 @pytest.fixture(autouse=True)
 def _untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tracker has tests of its own, and takes longer than all else here."""
-    monkeypatch.setattr(stages.tracking, "sync", lambda folder: None)
+    monkeypatch.setattr(tracking, "sync", lambda folder: None)
 
 
 def teach(recipe: Recipe, name: str = "t", resume: str | None = None) -> RunFolder:
@@ -44,7 +44,9 @@ def teach(recipe: Recipe, name: str = "t", resume: str | None = None) -> RunFold
 
 
 def job_of(recipe: Recipe, teacher: str = "t", group: str = "s", seeds: int = 1, **more: Any) -> StudentJob:
-    return StudentJob([teacher], recipe.dump(), "tiny", "bert_miniature", group, seeds, **{"control": True, **more})
+    return StudentJob(
+        [teacher], recipe.dump(), "tiny", "bert_miniature", group, seeds, **{"control": True, **more}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,9 @@ def test_a_student_has_a_control_that_differs_in_the_teacher_alone(
     rows: dict[str, set[int]] = {}
     real = training._step
 
-    def step(wrapped: Any, model: Any, part: Any, documents: Any, lengths: Any, objective: Any, *rest: Any) -> Any:
+    def step(
+        wrapped: Any, model: Any, part: Any, documents: Any, lengths: Any, objective: Any, *rest: Any
+    ) -> Any:
         who = "distilled" if objective.needs_teacher else "control"
         rows.setdefault(who, set()).update(part.row_id[documents].tolist())
         assert part.labelled.all() == (who == "control")
@@ -160,7 +164,7 @@ def test_a_finished_group_trains_nothing_again(ready: Recipe, monkeypatch: pytes
     first = stages.train_students(job_of(ready))
     stamps = {f.name: (f.path / "metrics.json").stat().st_mtime_ns for f in first}
     monkeypatch.setattr(stages, "train", None)
-    monkeypatch.setattr(stages.inference, "predict", None)
+    monkeypatch.setattr(inference, "predict", None)
     again = stages.train_students(job_of(ready))
     assert {f.name: (f.path / "metrics.json").stat().st_mtime_ns for f in again} == stamps
     assert [f.name for f in again] == ["s", "s-control", "s-tfidf"]
@@ -169,7 +173,7 @@ def test_a_finished_group_trains_nothing_again(ready: Recipe, monkeypatch: pytes
 def test_a_group_that_failed_in_the_middle_goes_on_there(
     ready: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stages.train
+    real = training.train
 
     def no_control(model: Any, rows: Any, objective: Any, *rest: Any) -> Any:
         if not objective.needs_teacher:
@@ -283,18 +287,27 @@ def test_a_resume_with_an_edited_recipe_is_refused_with_the_line(
             teach(recipe)
     file = folders.find("t").recipe
     file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002", 1))
-    with pytest.raises(DataError, match=r"cannot be resumed: recipe was learning_rate: 0\.001, and is learning_rate: 0\.002"):
+    with pytest.raises(
+        DataError, match=r"cannot be resumed: recipe was learning_rate: 0\.001, and is learning_rate: 0\.002"
+    ):
         teach(recipes.load(str(file)), resume="t")
 
 
-def test_the_cache_is_made_once_and_grows_with_the_data(ready: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_made_once_and_grows_with_the_data(
+    ready: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus, teacher = data.load(ready), stages.find_teacher("t")
     first = stages.cache_logits(teacher, ready, corpus)
     assert len(first) == 130
     assert not np.isin(corpus.splits["test"].row_id, first._ids).any(), "test is not for students"
     computed: list[int] = []
     real = logits.fill
-    monkeypatch.setattr(logits, "fill", lambda *a: computed.append(real(*a)) or computed[-1])
+
+    def fill(*arguments: Any) -> int:
+        computed.append(real(*arguments))
+        return computed[-1]
+
+    monkeypatch.setattr(logits, "fill", fill)
     stages.cache_logits(teacher, ready, corpus)
     assert computed == []
     source = Path(str(ready.data.source))
@@ -305,7 +318,11 @@ def test_the_cache_is_made_once_and_grows_with_the_data(ready: Recipe, monkeypat
     grown = stages.cache_logits(teacher, larger, data.load(larger))
     assert grown.folder == first.folder
     # New rows, and those that were test before and are not now.
-    wanted = set(np.concatenate([data.load(larger).splits[n].row_id for n in ("train", "validation", "transfer")]).tolist())
+    wanted = set(
+        np.concatenate(
+            [data.load(larger).splits[n].row_id for n in ("train", "validation", "transfer")]
+        ).tolist()
+    )
     assert computed == [len(wanted - set(first._ids.tolist()))]
     assert len(grown) == 130 + computed[0]
 
@@ -338,7 +355,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 def test_ctrl_c_in_a_run_costs_nothing_but_a_resume(runs: Path, recipe_file: Write) -> None:
-    file = recipe_file({"teacher.train.epochs": 30.0, "teacher.train.evaluate_every": 5})
+    file = recipe_file({"teacher.train.epochs": 12.0, "teacher.train.evaluate_every": 5})
     process = subprocess.Popen(
         [sys.executable, "-m", "distill", "teacher", "--recipe", str(file), "--name", "mine"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -352,7 +369,7 @@ def test_ctrl_c_in_a_run_costs_nothing_but_a_resume(runs: Path, recipe_file: Wri
     assert "--resume mine" in told
     assert folder.read().status == "interrupted"
     done = int(next(folder.checkpoints.iterdir()).name.removeprefix("step-"))
-    assert 5 <= done < 210
+    assert 5 <= done < 84
 
     finished = teach(recipes.load(str(folder.recipe)), resume="mine")
     assert finished.read().status == "finished"

@@ -81,7 +81,9 @@ def test_a_group_without_variety_has_figures_and_no_nan(
 def test_huge_logits_neither_overflow_nor_lose_their_likelihood() -> None:
     found = quality("single_label", np.array([[1e4, -1e4], [-1e4, 1e4]]), np.array([0, 0]))
     assert found["nll"] == pytest.approx(1e4)
-    assert quality("multi_label", np.array([[1e4], [-1e4]]), np.array([[0], [0]]))["nll"] == pytest.approx(5e3)
+    assert quality("multi_label", np.array([[1e4], [-1e4]]), np.array([[0], [0]]))["nll"] == pytest.approx(
+        5e3
+    )
 
 
 def test_the_calibration_error_of_four_documents_is_that_by_hand() -> None:

@@ -366,7 +366,9 @@ def teacher_logits(rows: Any) -> Floats:
     return np.stack([np.random.default_rng(int(r)).normal(size=2) for r in rows]).astype(np.float32)
 
 
-def step_gradients(model: Classifier, data: Encoded, tokens: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+def step_gradients(
+    model: Classifier, data: Encoded, tokens: int
+) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Make one optimizer step over all rows and catch the gradients that it used."""
     accelerator = inference.make_accelerator("fp32")
     optimizer = training.make_optimizer(model, settings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def test_chunks_overlap_by_what_they_say_and_stop_at_the_last_window() -> None:
 def test_chunks_leave_no_token_out_and_no_window_is_only_overlap(length: int, overlap: int) -> None:
     found = windows(list(range(length)), 8, "chunks", max_windows=100, overlap=overlap)
     assert sorted({token for window in found for token in window}) == list(range(length))
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         assert before[len(before) - overlap :] == after[:overlap]
         assert len(after) > overlap
 
@@ -118,7 +119,9 @@ def test_pairs_are_encoded_as_the_tokenizer_does(tokenizer: Any, max_length: int
 def test_bert_tells_a_pair_apart_by_segments(tokenizer_folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    found = encode_texts(AutoTokenizer.from_pretrained(tokenizer_folder), [[("good film", "bad plot")]], model(16))
+    found = encode_texts(
+        AutoTokenizer.from_pretrained(tokenizer_folder), [[("good film", "bad plot")]], model(16)
+    )
     assert found.segments.tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
@@ -180,14 +183,18 @@ def test_encoding_does_not_depend_on_how_documents_are_batched(tokenizer: Any) -
 )  # fmt: skip
 @pytest.mark.parametrize("unlabelled_first", [False, True])
 def test_splits_put_together_keep_every_document(tokenizer: Any, labels: Any, unlabelled_first: bool) -> None:
-    labelled = encode(tokenizer, _rows(["good film", "bad plot and " * 9, "x"], labels), model(8, view="chunks"))
+    labelled = encode(
+        tokenizer, _rows(["good film", "bad plot and " * 9, "x"], labels), model(8, view="chunks")
+    )
     bare = encode(tokenizer, _rows(["dull " * 12, "great"], None), model(8, view="chunks"))
     parts = [bare, labelled] if unlabelled_first else [labelled, bare]
     both = concatenate(parts)
     assert both.labels.dtype == labels.dtype
     assert both.labels.shape == (5, *labels.shape[1:])
     assert both.labels[both.labelled].tolist() == labels.tolist()
-    assert both.labelled.tolist() == ([False] * 2 + [True] * 3 if unlabelled_first else [True] * 3 + [False] * 2)
+    assert both.labelled.tolist() == (
+        [False] * 2 + [True] * 3 if unlabelled_first else [True] * 3 + [False] * 2
+    )
     assert both.row_id.tolist() == [i for part in parts for i in part.row_id]
     expected = [window(part, n) for part in parts for n in range(len(part.windows) - 1)]
     assert [window(both, n) for n in range(len(both.windows) - 1)] == expected
