@@ -118,6 +118,8 @@ def student(
 
         job = stages.StudentJob(**asked.command)
     else:
+        for one in teacher or []:
+            runs.refuse_unfinished(one)
         own = runs.find_recipe(teacher or [])
         if recipe is None and own is None:
             raise UsageError(
@@ -131,8 +133,6 @@ def student(
             return
         if name is not None:
             runs.refuse_taken(name)
-        for one in teacher or []:
-            runs.refuse_unfinished(one)
         from distill import stages
 
         job = stages.StudentJob(

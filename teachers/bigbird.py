@@ -143,19 +143,32 @@ def _select(batch: Batch, members: list[int]) -> Batch:
 
 
 def _one_grid(model: Any, config: Config, batch: Batch, grid: int) -> Tensor:
+    from distill import padded
+
+    for layer in model.bert.encoder.layer:
+        if not layer.attention._forward_pre_hooks:
+            layer.attention.register_forward_pre_hook(_take_kind, with_kwargs=True)
+    # Says which masks the encoder makes; each layer then follows the masks that it is given.
+    model.bert.attention_type = "block_sparse" if grid else "original_full"
+    logits: Tensor = model(**padded.inputs(model, batch, grid or None)).logits
+    return logits
+
+
+def _take_kind(attention: Any, _: Any, arguments: dict[str, Any]) -> None:
+    """Make a layer's attention of the kind whose masks it is given.
+
+    Not once for each forward pass: gradient checkpointing calls the layers again later, when the last
+    pass may have been of the other kind.
+    """
     import torch
 
-    from distill import padded
     from distill.teachers._bigbird_attention import FullAttention, SparseAttention
 
-    kind = "block_sparse" if grid else "original_full"
+    sparse = arguments.get("band_mask") is not None
     # On the meta device the layers that transformers makes anew, only to put the old weights into them,
     # cost neither time nor random numbers.
     with torch.device("meta"):
-        model.bert.set_attention_type(kind)
-    ours = SparseAttention if grid else FullAttention
-    for layer in model.bert.encoder.layer:
-        if not isinstance(layer.attention.self, ours):
-            layer.attention.self = ours(layer.attention.self)
-    logits: Tensor = model(**padded.inputs(model, batch, grid or None)).logits
-    return logits
+        attention.set_attention_type("block_sparse" if sparse else "original_full")
+    ours = SparseAttention if sparse else FullAttention
+    if not isinstance(attention.self, ours):
+        attention.self = ours(attention.self)

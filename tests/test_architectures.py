@@ -200,6 +200,24 @@ def test_gradient_checkpointing_changes_no_gradient(architecture: str, make: Mak
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_gradient_checkpointing_changes_no_gradient_of_a_document_in_long_and_short_windows(
+    make: Make,
+) -> None:
+    from distill.encoding import encode_texts
+
+    no_dropout = {**TINY, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = make("bigbird", view="chunks", max_length=40, config=no_dropout)
+    text = " ".join(["good", "bad", "the"] * 15)
+    data = encode_texts(model.tokenizer, [[(text, None), ("good film", None)]], model.config)
+    widths = [model.bucket(int(n)) for n in np.diff(data.windows)]
+    assert widths == [40, 0, 0], "block-sparse and full attention in one pass"
+    batch = collate(data, [0, 1])
+    expected = gradients(model, [batch])
+    models.checkpoint_activations(model.model)
+    for name, gradient in gradients(model, [batch]).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
 def test_longformers_global_tokens_see_and_are_seen_beyond_the_window(make: Make) -> None:
     data = packed([60])
     one, three = (make("longformer", window=4, global_tokens=n) for n in (1, 3))

@@ -306,6 +306,9 @@ def test_the_gate_catches_a_teacher_whose_logits_depend_on_the_batch(make: Make,
 
 
 def test_half_precision_on_disk_halves_the_cache_and_passes_the_gate(make: Make, cached: Pass) -> None:
+    with torch.no_grad():  # logits of a trained model's size, which half precision has to round
+        for name, weight in cached.model.model.classifier.named_parameters():
+            weight.mul_(30 if "weight" in name else 1)
     half = Pass(cached.model, cached.data, dtype="float16")
     half()
     logits.check_invariance(half.folder, half.key, half.model, half.data)
