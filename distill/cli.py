@@ -72,10 +72,10 @@ def teacher(
         runs.refuse_taken(name)
     found = recipes.load(recipe or str(runs.find(resume or "").recipe), set_ or [])
     recipe_name = recipe if recipe else runs.find(resume or "").read().recipe
-    from distill import stages
+    from distill import fitting, stages
 
     done = stages.train_teacher(found, recipe_name, name, resume, dry=dry_run)
-    if isinstance(done, stages.Plan):
+    if isinstance(done, fitting.Plan):
         show.plan(done)
         return
     show.finished([done])
@@ -177,11 +177,11 @@ def cache(
     if recipe is None and own is None:
         raise UsageError("--recipe is missing: the teacher is no run here, so it has no recipe of its own")
     found = recipes.load(recipe or str(own), set_ or [])
-    from distill import stages
+    from distill import caching, fitting
 
-    corpus = stages.load_corpus(found)
+    corpus = fitting.load_corpus(found)
     for one in teacher:
-        cached = stages.cache_logits(stages.find_teacher(one), found, corpus, split)
+        cached = caching.cache_logits(caching.find_teacher(one), found, corpus, split)
         typer.echo(f"{cached.folder.name}: {len(cached):,} rows")
 
 

@@ -24,10 +24,9 @@ def agree(value: T) -> T:
     """Give every process the main one's value."""
     if count() == 1:
         return value
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState()
+    _state()
     box: list[Any] = [value]
     broadcast_object_list(box)
     result: T = box[0]
@@ -37,9 +36,15 @@ def agree(value: T) -> T:
 def wait() -> None:
     """Wait until every process is here."""
     if count() > 1:
-        from accelerate import PartialState
+        _state().wait_for_everyone()
 
-        PartialState().wait_for_everyone()
+
+def _state() -> Any:
+    """Return Accelerate's view of the job; without ``cpu`` it overlooks other processes on CPUs."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def check(accelerator: Any) -> None:

@@ -16,7 +16,7 @@ from distill.progress import duration, out, say
 from distill.runs import RunFolder
 
 if TYPE_CHECKING:
-    from distill.stages import Plan
+    from distill.fitting import Plan
 
 BENCH_ROWS = 256
 """Test documents on which latency, throughput and memory are measured."""

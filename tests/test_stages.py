@@ -19,7 +19,7 @@ import torch
 import yaml
 from conftest import Write, documents, write_csv
 
-from distill import data, inference, logits, models, stages, tracking, training
+from distill import caching, data, fitting, inference, logits, models, stages, tracking, training
 from distill import recipe as recipes
 from distill import runs as folders
 from distill.errors import DataError, UsageError
@@ -63,7 +63,7 @@ def ready(runs: Path, recipe_file: Write, taught: dict[str, Path]) -> Recipe:
     if not kept.exists():
         teach(recipe)
         corpus = data.load(recipe)
-        stages.cache_logits(stages.find_teacher("t"), recipe, corpus)
+        caching.cache_logits(caching.find_teacher("t"), recipe, corpus)
         shutil.copytree(runs, kept)
     else:
         shutil.copytree(kept, runs, dirs_exist_ok=True)
@@ -163,7 +163,7 @@ def test_a_student_has_a_control_that_differs_in_the_teacher_alone(
 def test_a_finished_group_trains_nothing_again(ready: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stages.train_students(job_of(ready))
     stamps = {f.name: (f.path / "metrics.json").stat().st_mtime_ns for f in first}
-    monkeypatch.setattr(stages, "train", None)
+    monkeypatch.setattr(fitting, "train", None)
     monkeypatch.setattr(inference, "predict", None)
     again = stages.train_students(job_of(ready))
     assert {f.name: (f.path / "metrics.json").stat().st_mtime_ns for f in again} == stamps
@@ -181,7 +181,7 @@ def test_a_group_that_failed_in_the_middle_goes_on_there(
         return real(model, rows, objective, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "train", no_control)
+        patch.setattr(fitting, "train", no_control)
         with pytest.raises(ValueError, match="broken"):
             stages.train_students(job_of(ready))
     assert folders.find("s").read().status == "finished"
@@ -244,7 +244,7 @@ def test_a_second_process_in_a_run_is_turned_away(ready: Recipe) -> None:
 def test_a_name_that_is_taken_and_a_run_that_has_finished_are_refused_at_once(
     ready: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "load_corpus", None)  # nothing is read for that
+    monkeypatch.setattr(fitting, "load_corpus", None)  # nothing is read for that
     with pytest.raises(UsageError, match="run t exists already"):
         teach(ready)
     with pytest.raises(UsageError, match="t has finished already"):
@@ -296,8 +296,8 @@ def test_a_resume_with_an_edited_recipe_is_refused_with_the_line(
 def test_the_cache_is_made_once_and_grows_with_the_data(
     ready: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus, teacher = data.load(ready), stages.find_teacher("t")
-    first = stages.cache_logits(teacher, ready, corpus)
+    corpus, teacher = data.load(ready), caching.find_teacher("t")
+    first = caching.cache_logits(teacher, ready, corpus)
     assert len(first) == 130
     assert not np.isin(corpus.splits["test"].row_id, first._ids).any(), "test is not for students"
     computed: list[int] = []
@@ -308,14 +308,14 @@ def test_the_cache_is_made_once_and_grows_with_the_data(
         return computed[-1]
 
     monkeypatch.setattr(logits, "fill", fill)
-    stages.cache_logits(teacher, ready, corpus)
+    caching.cache_logits(teacher, ready, corpus)
     assert computed == []
     source = Path(str(ready.data.source))
     more = write_csv(source.with_name("more.csv"), documents(200))
     raw = yaml.safe_load(ready.dump())
     raw["data"]["source"] = str(more)
     larger = recipes.build(raw, "more.yaml")
-    grown = stages.cache_logits(teacher, larger, data.load(larger))
+    grown = caching.cache_logits(teacher, larger, data.load(larger))
     assert grown.folder == first.folder
     # New rows, and those that were test before and are not now.
     wanted = set(

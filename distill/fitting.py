@@ -1,0 +1,239 @@
+"""One model in its run folder: planned, trained, measured once on test, written down. Knows no teacher from a student."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill import (
+    data,
+    inference,
+    models,
+    planning,
+    processes,
+    runs,
+    tracking,
+)
+from distill.data import Corpus, Rows
+from distill.encoding import Encoded, concatenate, encode
+from distill.evaluation import Predictions, measure
+from distill.inference import Precision
+from distill.losses import Objective
+from distill.models import Classifier
+from distill.progress import say, track
+from distill.recipe import Recipe, Train
+from distill.runs import Role, Run, RunFolder
+from distill.tasks import Floats, quality
+from distill.training import Lookup, total_steps, train
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dry run shows."""
+
+    title: str
+    splits: dict[str, dict[str, Any]]
+    """Of each split: rows, label counts, token-length percentiles, share of documents truncated."""
+    cost: planning.Cost
+    notes: list[str] = field(default_factory=list)
+
+
+def load_corpus(recipe: Recipe) -> Corpus:
+    """Read the data and say what was left out."""
+    corpus = data.load(recipe)
+    for note in corpus.notes:
+        say(note)
+    for name, rows in corpus.splits.items():
+        say(f"{name}: {len(rows):,} documents")
+    return corpus
+
+
+def encode_rows(model: Classifier, rows: Rows) -> Encoded:
+    """Tokenise a split for a model, and show the progress."""
+    with track(f"tokenising {rows.name}", len(rows)) as progress:
+        return encode(model.tokenizer, rows, model.config, progress)
+
+
+def cost_of(model: Classifier, settings: Train, documents: Encoded) -> planning.Cost:
+    """Estimate what training a model costs."""
+    config = model.model.config
+    parameters = model.parameters_count
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    hidden = int(getattr(config, "hidden_size", 0) or config.dim)
+    heads = int(getattr(config, "num_attention_heads", 0) or config.n_heads)
+    longest = int(documents.longest_window.max())
+    steps = total_steps(settings, len(documents))
+    return planning.estimate(
+        parameters, trained, hidden, len(models.layers(model.model)), heads, longest, settings, steps
+    )
+
+
+def plan(
+    title: str, corpus: Corpus, model: Classifier, settings: Train, trained: Sequence[str], notes: list[str]
+) -> Plan:
+    """Describe a training run without running it."""
+    splits: dict[str, dict[str, Any]] = {}
+    documents = []
+    for name, rows in corpus.splits.items():
+        encoded = encode_rows(model, rows)
+        splits[name] = {
+            **data.describe(rows, corpus.task),
+            "tokens": planning.lengths(encoded),
+            "truncated": planning.truncated(encoded),
+        }
+        if name in trained:
+            documents.append(encoded)
+    return Plan(title, splits, cost_of(model, settings, concatenate(documents)), notes)
+
+
+def _precision(settings: Train) -> Precision:
+    return inference.resolve_precision(settings.precision)
+
+
+@contextmanager
+def reporting_memory() -> Iterator[None]:
+    """Turn a lack of memory into one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        short = inference.out_of_memory(error)
+        if short is None:
+            raise
+        raise short from error
+
+
+def _validation(
+    encoded: Encoded, corpus: Corpus, tokens: int, precision: Precision, accelerator: Any
+) -> Callable[[Classifier], dict[str, float]]:
+    """Make the function that measures a model on validation."""
+
+    def evaluate(model: Classifier) -> dict[str, float]:
+        found = inference.predict_all(model, encoded, tokens, precision, accelerator)
+        return quality(corpus.task.kind, found, encoded.labels)
+
+    return evaluate
+
+
+def fit(
+    folder: RunFolder,
+    recipe: Recipe,
+    corpus: Corpus,
+    model: Classifier,
+    encoded: dict[str, Encoded],
+    settings: Train,
+    objective: Objective,
+    lookup: Lookup | None,
+) -> None:
+    """Train a model inside its run folder, measure it once on test, and write everything down."""
+    precision = _precision(settings)
+    accelerator = inference.make_accelerator(precision)
+    processes.check(accelerator)
+    initial = models.weights_hash(model.model)
+    meaning = {
+        "recipe": folder.recipe.read_text(encoding="utf-8"),
+        "data": corpus.fingerprint,
+        "initial weights": initial,
+        "processes": accelerator.num_processes,
+        "precision": precision,
+    }
+    facts = folder.read().facts | {
+        "data": corpus.fingerprint,
+        "initial_weights": initial,
+        "precision": precision,
+        "processes": accelerator.num_processes,
+    }
+    if accelerator.is_main_process:
+        folder.update(facts=facts)
+        tracking.sync(folder)
+    # The model's own folder says how it reads; training data is what the objective was built for.
+    evaluate = _validation(
+        encoded["validation"], corpus, recipe.evaluation.tokens_per_batch, precision, accelerator
+    )
+    with reporting_memory():
+        done = train(
+            model, encoded["train"], objective, settings, evaluate, corpus.task.metric, folder, accelerator, meaning,
+            lookup, lambda: tracking.sync(folder),
+        )  # fmt: skip
+        test = inference.predict_all(
+            model, encoded["test"], recipe.evaluation.tokens_per_batch, precision, accelerator
+        )
+        valid = inference.predict_all(
+            model, encoded["validation"], recipe.evaluation.tokens_per_batch, precision, accelerator
+        )
+    if not accelerator.is_main_process:
+        return
+    model.save(folder.model)
+    train_figures = {
+        "seconds": done.seconds,
+        "steps": done.steps,
+        "tokens": done.tokens,
+        "best_step": done.best_step,
+    }
+    record(folder, recipe, corpus, test, valid, model.parameters_count, train_figures)
+
+
+def record(
+    folder: RunFolder,
+    recipe: Recipe,
+    corpus: Corpus,
+    test: Floats,
+    valid: Floats,
+    parameters: int,
+    training: dict[str, float],
+) -> None:
+    """Write a finished model's figures and its predictions."""
+    task, edges = corpus.task, recipe.evaluation.length_buckets
+
+    def found(name: Any, values: Floats) -> Predictions:
+        rows = corpus.splits[name]
+        assert rows.labels is not None
+        return Predictions(rows.row_id, values, rows.labels, rows.words)
+
+    predictions = found("test", test)
+    predictions.save(folder.predictions)
+    size = sum(file.stat().st_size for file in folder.model.rglob("*") if file.is_file())
+    figures = {
+        "task": {"kind": task.kind, "labels": list(task.labels), "metric": task.metric},
+        "test": measure(task.kind, task.metric, predictions, edges),
+        "validation": measure(task.kind, task.metric, found("validation", valid), edges),
+        "model": {"parameters": parameters, "bytes": size},
+        "train": training,
+    }
+    folder.write_metrics(figures)
+    folder.log(
+        int(training.get("steps", 0)),
+        {f"test/{k}": v for k, v in figures["test"].items() if isinstance(v, float)},
+        "finished",
+    )
+
+
+def new_run(name: str, role: Role, recipe: Recipe, recipe_name: str, **more: Any) -> RunFolder:
+    """Make a run's folder, on the main process; ``more`` are further fields of the run."""
+    run = Run(
+        name=name, role=role, recipe=recipe_name, experiment=recipe.experiment, created=time.time(),
+        **{"group": name, "seed": 0, "model": recipe.teacher.architecture, **more},
+    )  # fmt: skip
+    if processes.is_main():
+        runs.create(run, recipe.dump())
+    processes.wait()
+    return RunFolder(runs.runs_folder() / name)
+
+
+@contextmanager
+def working(folder: RunFolder) -> Iterator[None]:
+    """Work in a run folder; the tracker hears of the end, good or bad, and checkpoints go after a good one."""
+    if not processes.is_main():
+        yield
+        processes.wait()
+        return
+    try:
+        with folder.working():
+            yield
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    finally:
+        tracking.sync(folder)
+    processes.wait()

@@ -1,0 +1,36 @@
+"""Two processes on CPUs, over gloo: one job, one set of run folders, the same figures as one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import Write, distill
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run(
+        [*launcher, "-m", "distill", *arguments],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+
+
+def test_two_processes_train_what_one_does(runs: Path, recipe_file: Write) -> None:
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    recipe = str(recipe_file({f"teacher.config.{name}": value for name, value in dropout.items()}))
+    alone = distill("teacher", "--recipe", recipe, "--name", "alone")
+    assert alone.returncode == 0, alone.stderr
+    done = torchrun("teacher", "--recipe", recipe, "--name", "both")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("both") == 1, "results are told once"
+    found = {name: json.loads((runs / name / "metrics.json").read_text()) for name in ("alone", "both")}
+    assert json.loads((runs / "both" / "run.json").read_text())["facts"]["processes"] == 2
+    assert abs(found["alone"]["test"]["nll"] - found["both"]["test"]["nll"]) < 1e-4
+    done = torchrun("student", "--teacher", "both", "--name", "s")
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.parent.name for path in runs.glob("s*/metrics.json"))
+    assert names == ["s", "s-control", "s-tfidf"]
