@@ -104,8 +104,8 @@ def student(
     dry_run: DryRun = False,
 ) -> None:
     """Train small students on labels and on the teacher's logits, each beside its control."""
+    from distill import catalog, runs, show
     from distill import recipe as recipes
-    from distill import runs, show
     from distill.progress import say
 
     if resume is not None:
@@ -118,6 +118,8 @@ def student(
 
         job = stages.StudentJob(**asked.command)
     else:
+        if student is not None:
+            catalog.preset(student)
         for one in teacher or []:
             runs.refuse_unfinished(one)
         own = runs.find_recipe(teacher or [])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from typing import Any, Literal
 
 import numpy as np
@@ -109,6 +112,13 @@ def predict_all(
             "the model's logits are not finite; lower train.learning_rate, or set train.precision=fp32"
         )
     return result
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system: batches of ever new shapes leave glibc's heap full of holes."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library: it has no such call
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def out_of_memory(error: BaseException) -> OutOfMemory | None:

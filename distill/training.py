@@ -24,6 +24,7 @@ from distill.batching import collate, micro_batches, share, steps, steps_per_epo
 from distill.checkpoint import TrainState
 from distill.encoding import Encoded
 from distill.errors import Diverged, Interrupted
+from distill.inference import release_memory
 from distill.losses import Objective
 from distill.models import Classifier
 from distill.progress import track
@@ -185,7 +186,9 @@ def train(
                 figures = {f"train/{name}": value for name, value in losses.items()}
                 figures["train/learning_rate"] = learning_rate(settings, state.step - 1, total)
                 figures["train/tokens_per_second"] = state.tokens / max(state.seconds, 1e-9)
+                release_memory()
                 found = evaluate(model)
+                release_memory()
                 wrapped.train()
                 if better(metric, found[metric], state.best):
                     state.best, state.best_step, state.since_best = found[metric], state.step, 0
