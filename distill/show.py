@@ -12,6 +12,7 @@ from distill import logits, runs
 from distill.errors import UsageError
 from distill.files import read_json
 from distill.planning import size
+from distill.processes import is_main
 from distill.progress import duration, out, say
 from distill.runs import RunFolder
 
@@ -30,7 +31,9 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def finished(folders: list[RunFolder]) -> None:
-    """Show the figures of runs that have just finished."""
+    """Show the figures of runs that have just finished, once for all processes."""
+    if not is_main():
+        return
     table = _table(
         "run", "model", "role", "metric", "validation", "test", "time", right=("validation", "test", "time")
     )

@@ -202,7 +202,7 @@ def test_syncing_twice_sends_nothing_twice() -> None:
 def test_with_nothing_new_mlflow_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = new()
     assert tracking.sync(folder)
-    monkeypatch.setattr(tracking, "_client", lambda where: pytest.fail("asked"))
+    monkeypatch.setattr(tracking, "client_of", lambda where: pytest.fail("asked"))
     assert tracking.sync(folder)
 
 
@@ -353,7 +353,7 @@ def test_after_a_failure_the_server_is_left_alone_for_a_minute(monkeypatch: pyte
         asked.append(now[0])
         raise ConnectionError("down")
 
-    monkeypatch.setattr(tracking, "_client", fail)
+    monkeypatch.setattr(tracking, "client_of", fail)
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     for now[0] in (1000.0, 1059.0, 1061.0):
         assert not tracking.sync(folder)
@@ -373,7 +373,7 @@ def test_a_failure_in_the_middle_is_made_good_by_the_next_sync(monkeypatch: pyte
             raise OSError("no space left there")
 
     with monkeypatch.context() as broken:
-        broken.setattr(tracking, "_client", lambda where: NoDisk())
+        broken.setattr(tracking, "client_of", lambda where: NoDisk())
         assert not tracking.sync(folder)
     assert there(folder).info.status == "RUNNING", "not finished before its model is there"
     tracking._silent_until.clear()
