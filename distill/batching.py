@@ -9,7 +9,7 @@ the step itself stays a fair draw.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,14 +20,9 @@ from distill.tasks import Array
 if TYPE_CHECKING:
     import torch
 
-Bucket = Callable[[int], int]
-"""From a window's length to the width in tokens that it is padded to, 0 where any width will do; windows of
-one width share a forward pass (see teachers/bigbird.py)."""
-
-
-def one_bucket(length: int) -> int:
-    """Let all windows share a forward pass, as wide as its longest."""
-    return 0
+Padding = Callable[[int], int]
+"""From a window's length to the width in tokens that it must be padded to, 0 where any width will do; windows
+of one width share a forward pass (see teachers/bigbird.py)."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,19 @@ class Batch:
             None if logits is None else logits.to(device, non_blocking=True),
         )
 
+    def select(self, members: Sequence[int]) -> Batch:
+        """Take some windows out of the batch, for a forward pass of their own."""
+        import torch
+
+        spans = [slice(int(self.windows[at]), int(self.windows[at + 1])) for at in members]
+        lengths = self.windows.diff()[members]
+        return replace(
+            self,
+            token_ids=torch.cat([self.token_ids[span] for span in spans]),
+            segments=torch.cat([self.segments[span] for span in spans]),
+            windows=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        )
+
 
 def steps_per_epoch(documents: int, batch_size: int) -> int:
     """Count the optimizer steps of an epoch; the last one may be smaller."""
@@ -100,26 +108,36 @@ def share(indices: Array, lengths: Array, rank: int, world: int) -> Array:
 
 
 def micro_batches(
-    data: Encoded, indices: Array, tokens_per_batch: int, bucket: Bucket = one_bucket
+    data: Encoded, indices: Array, tokens_per_batch: int, padding: Padding | None = None
 ) -> list[Array]:
-    """Cut documents into batches of at most ``tokens_per_batch`` tokens, padding included.
+    """Cut documents into batches of at most ``tokens_per_batch`` tokens.
 
     The longest come first, so that a lack of memory shows at once. A document that is longer than the
     budget makes a batch of its own.
+
+    Args:
+        data: the split.
+        indices: the documents.
+        tokens_per_batch: the budget.
+        padding: for models that pad: the padding counts too, and only windows of one width stand together.
     """
-    longest, counts = data.longest_window[indices], data.window_counts[indices]
-    groups = np.array([bucket(int(length)) for length in longest])
+    longest, counts, tokens = data.longest_window[indices], data.window_counts[indices], data.tokens[indices]
+    groups = np.array([padding(int(length)) if padding else 0 for length in longest])
     longest = np.maximum(longest, groups)
     result: list[Array] = []
     current: list[int] = []
-    width = windows = 0
+    width = windows = total = 0
     for at in np.lexsort((-longest, -groups)):
-        fits = (windows + counts[at]) * max(width, longest[at]) <= tokens_per_batch
-        if current and (not fits or groups[at] != groups[current[-1]]):
+        cost = (windows + counts[at]) * max(width, longest[at]) if padding else total + tokens[at]
+        if current and (cost > tokens_per_batch or groups[at] != groups[current[-1]]):
             result.append(indices[current])
-            current, width, windows = [], 0, 0
+            current, width, windows, total = [], 0, 0, 0
         current.append(int(at))
-        width, windows = max(width, int(longest[at])), windows + int(counts[at])
+        width, windows, total = (
+            max(width, int(longest[at])),
+            windows + int(counts[at]),
+            total + int(tokens[at]),
+        )
     return [*result, indices[current]] if current else result
 
 

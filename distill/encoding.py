@@ -54,6 +54,11 @@ class Encoded:
         return np.diff(self.documents)
 
     @property
+    def tokens(self) -> Array:
+        """``(documents,)``: tokens of each document's windows together."""
+        return np.diff(self.windows[self.documents])
+
+    @property
     def longest_window(self) -> Array:
         """``(documents,)``: tokens of each document's longest window."""
         return np.asarray(np.maximum.reduceat(np.diff(self.windows), self.documents[:-1]))

@@ -79,7 +79,7 @@ def predict(
     """
     device = next(model.parameters()).device
     result = np.zeros((len(data), model.task.classes), np.float32)
-    for part in micro_batches(data, indices, tokens_per_batch, model.bucket):
+    for part in micro_batches(data, indices, tokens_per_batch, model.padding):
         with torch.inference_mode(), autocast(precision, device):
             result[part] = model(collate(data, part).to(device)).float().cpu().numpy()
         if progress is not None:
@@ -100,7 +100,7 @@ def predict_all(
     training = model.training
     model.eval()
     everything = np.arange(len(data))
-    mine = share(everything, data.longest_window, accelerator.process_index, accelerator.num_processes)
+    mine = share(everything, data.tokens, accelerator.process_index, accelerator.num_processes)
     result = np.zeros((len(data), model.task.classes), np.float32)
     result[mine] = predict(model, data, mine, tokens_per_batch, precision)
     model.train(training)

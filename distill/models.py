@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import catalog, hub, padded
-from distill.batching import Batch, Bucket, collate, micro_batches, one_bucket
+from distill.batching import Batch, Padding, collate, micro_batches
 from distill.encoding import Tokenizer, encode_texts
 from distill.errors import DataError, DistillError, RecipeError
 from distill.files import read_json, replacing_folder, write_json
@@ -61,8 +61,12 @@ class Classifier(nn.Module):
         self.tokenizer = tokenizer
         self.task = task
         self._forward = module.forward
-        bucket = getattr(module, "bucket", None)
-        self.bucket: Bucket = (lambda length: int(bucket(model, config, length))) if bucket else one_bucket
+        self.padding: Padding | None = None
+        """How the forward pass pads, where it does."""
+        if config.engine == "stock":
+            self._forward = getattr(module, "stock", padded.forward)
+            bucket = getattr(module, "bucket", None)
+            self.padding = (lambda length: int(bucket(model, config, length))) if bucket else lambda _: 0
 
     @property
     def labels(self) -> list[str]:
@@ -119,7 +123,7 @@ class TextReader:
         """Return ``(documents, classes)``."""
         data = encode_texts(self.classifier.tokenizer, [rows], self.classifier.config)
         result = np.zeros((len(rows), self.classifier.task.classes), np.float32)
-        for indices in micro_batches(data, np.arange(len(rows)), tokens_per_batch, self.classifier.bucket):
+        for indices in micro_batches(data, np.arange(len(rows)), tokens_per_batch, self.classifier.padding):
             with torch.inference_mode():
                 result[indices] = self.classifier(collate(data, indices)).numpy()
         return result
@@ -231,7 +235,9 @@ def _foreign(folder: Path | str, config: Any) -> tuple[Model, ModuleType | None]
                 length = min(module.positions(config), 1 << 20)
                 return module.Config(architecture=name, checkpoint=str(folder), max_length=length), module
     length = int(getattr(config, "max_position_embeddings", 512))
-    return Model(architecture=config.model_type, checkpoint=str(folder), max_length=length), None
+    return Model(
+        architecture=config.model_type, checkpoint=str(folder), max_length=length, engine="stock"
+    ), None
 
 
 def load(folder: Path | str, config: Model | None = None) -> Classifier:
@@ -275,8 +281,9 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
         # transformers fills them with random numbers: such a classifier answers, and answers nonsense.
         lost = sorted(info["missing_keys"])
         raise DataError(f"{folder}: lacks {len(lost)} of the model's weights, {lost[0]} among them")
-    module = module or SimpleNamespace(forward=padded.forward)
-    return Classifier(model, config or own, tokenizer, task, module).eval()
+    return Classifier(
+        model, config or own, tokenizer, task, module or SimpleNamespace(forward=padded.forward)
+    ).eval()
 
 
 def load_predictor(folder: Path) -> Predictor:

@@ -165,6 +165,8 @@ class Model(Strict):
     """With ``chunks``: at most this many windows, the first ones."""
     overlap: Annotated[int, Field(ge=0)] = 0
     """With ``chunks``: tokens that neighbouring windows share."""
+    engine: Literal["packed", "stock"] = "packed"
+    """packed: without padding (see packed.py); stock: transformers' own forward pass, for comparison."""
     train: Train = Train()
 
     @model_validator(mode="after")

@@ -147,7 +147,7 @@ def train(
     optimizer = make_optimizer(model, settings)
     total = total_steps(settings, len(data))
     every = settings.evaluate_every or steps_per_epoch(len(data), settings.batch_size)
-    lengths = data.longest_window * data.window_counts
+    lengths = data.tokens
     rank = accelerator.process_index
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
@@ -178,7 +178,7 @@ def train(
                     "lower train.learning_rate, or set train.precision=fp32"
                 )
             state.step += 1
-            state.tokens += int((data.window_counts[documents] * data.longest_window[documents]).sum())
+            state.tokens += int(lengths[documents].sum())
             progress.advance(1, f"loss {losses['loss']:.3f}")
             asked = _any_rank(stop.asked, accelerator)
             if state.step % every == 0 or state.step == total:
@@ -245,7 +245,7 @@ def _step(
     idle = len(mine) == 0  # the last step of an epoch may have fewer documents than there are processes
     labelled = max(1, int(data.labelled[documents].sum()))
     counts = [labelled if term.kind == "hard" else len(documents) for term in objective.terms]
-    parts = micro_batches(data, documents[:1] if idle else mine, settings.tokens_per_batch, model.bucket)
+    parts = micro_batches(data, documents[:1] if idle else mine, settings.tokens_per_batch, model.padding)
     sums = torch.zeros(len(objective.terms), device=accelerator.device)
     for at, indices in enumerate(parts):
         logits = lookup(data.row_id[indices]) if lookup and objective.needs_teacher else None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from distill.padded import forward as forward
 from distill.recipe import Student
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
+    from distill.batching import Batch
     from distill.tasks import TaskSpec
 
 MODEL_TYPE = "distilbert"
@@ -48,3 +50,37 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         **config.config,
     }
     return DistilBertForSequenceClassification(DistilBertConfig(**fields, num_labels=task.classes))
+
+
+def forward(model: Any, config: Config, batch: Batch) -> Tensor:
+    """Run the classifier; logits ``(windows, classes)``."""
+    from distill import attention, packed
+
+    settings = model.config
+    dropout = settings.attention_dropout if model.training else 0.0
+    layout = attention.Layout(batch.windows.tolist())
+    first = packed.encode(
+        [_layer(block) for block in model.distilbert.transformer.layer],
+        packed.embed(model, batch, layout),
+        layout,
+        settings.n_heads,
+        lambda number, run: attention.full(dropout),
+        dropout=dropout,
+    )
+    logits: Tensor = model.classifier(model.dropout(model.pre_classifier(first).relu()))
+    return logits
+
+
+def _layer(block: Any) -> Any:
+    """Name a layer's parts."""
+    from distill.packed import Layer
+
+    own = block.attention
+    return Layer(
+        own.q_lin,
+        own.k_lin,
+        own.v_lin,
+        lambda context, states: block.sa_layer_norm(own.out_lin(context) + states),
+        lambda states: block.output_layer_norm(block.ffn(states) + states),
+        block.gradient_checkpointing,
+    )

@@ -3,13 +3,11 @@
 transformers' model turns to full attention for good once it sees a batch that is short, so that a
 document's logits depend on what came before. Here the kind of attention is a function of the document
 alone: block-sparse where it is longer than all its attended blocks together, full elsewhere. A sparse
-document is laid on its own grid of blocks, the last of which is global: documents of as many blocks share
-a forward pass.
+document is laid on its own grid of blocks, the last of which is global.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -19,8 +17,10 @@ from distill.recipe import Teacher
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import Tensor
 
+    from distill.attention import Blocks
     from distill.batching import Batch
     from distill.tasks import TaskSpec
 
@@ -33,8 +33,14 @@ class Config(Teacher):
     architecture: Literal["bigbird"]
     attention: Literal["block_sparse", "full"] = "block_sparse"
     block_size: int = Field(default=64, ge=4)
-    random_blocks: int = Field(default=3, ge=1)
-    """Random blocks of keys for each block of queries; in evaluation the stock model has none of its own."""
+    random_blocks: int = Field(default=3, ge=0)
+    """Random blocks of keys for each block of queries."""
+    random_plan: Literal["stock", "fixed"] = "stock"
+    """stock: in evaluation all of them are the first block, as in transformers; fixed: the same in both."""
+    global_blocks: int = Field(default=1, ge=1)
+    """Blocks at the beginning that see all and are seen by all, beside the last one; stock has 1."""
+    grid: Literal["document", "max_length"] = "document"
+    """max_length: as if each document were padded to it, which the published recipes do; never full then."""
 
 
 def positions(config: Any) -> int:
@@ -42,16 +48,24 @@ def positions(config: Any) -> int:
     return int(config.max_position_embeddings)
 
 
-def longest_full(config: Config) -> int:
-    """Return the length in tokens up to which a document is read with full attention."""
-    return (5 + 2 * config.random_blocks) * config.block_size
+def longest_full(config: Any) -> int:
+    """Return the length in tokens up to which stock reads a document with full attention."""
+    return int((5 + 2 * config.num_random_blocks) * config.block_size)
+
+
+def grid(model: Any, config: Config, length: int) -> int:
+    """Return how many blocks a document's grid has, 0 where it is read with full attention."""
+    settings = model.config
+    if settings.attention_type == "original_full":
+        return 0
+    if config.grid == "max_length":
+        return -(-config.max_length // int(settings.block_size))
+    return 0 if length <= longest_full(settings) else -(-length // int(settings.block_size))
 
 
 def bucket(model: Any, config: Config, length: int) -> int:
-    """Return the width in tokens of a sparse document's grid of blocks, 0 for full attention."""
-    if config.attention == "full" or length <= longest_full(config):
-        return 0
-    return -(-length // config.block_size) * config.block_size
+    """Return the width in tokens to which the stock forward pads a document, 0 where any will do."""
+    return grid(model, config, length) * int(model.config.block_size)
 
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
@@ -108,67 +122,59 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
 
 
 def forward(model: Any, config: Config, batch: Batch) -> Tensor:
-    """Run the classifier, once for each grid; logits ``(windows, classes)``."""
+    """Run the classifier; logits ``(windows, classes)``."""
+    from distill import attention, packed
+    from distill.attention import Kernel, Run
+
+    device = batch.token_ids.device
+
+    def kernel(layer: int, run: Run, dropout: float) -> Kernel:
+        count = grid(model, config, run.length)
+        if not count:
+            return attention.full(dropout)
+        return attention.blocks(_plan(model, config, layer, count, device))  # stock drops nothing here either
+
+    return packed.bert_forward(model, batch, kernel)
+
+
+def _plan(model: Any, config: Config, layer: int, count: int, device: torch.device) -> Blocks:
+    """Say which blocks a layer's middle blocks see on a grid of ``count`` blocks."""
+    import torch
+
+    from distill.attention import Blocks
+    from distill.teachers import _bigbird_plan
+
+    settings = model.config
+    size, random, first = int(settings.block_size), int(settings.num_random_blocks), config.global_blocks
+    none = torch.zeros(1, max(count - 1 - first, 0), 0, dtype=torch.long, device=device)
+    if not random or count <= first + 1:
+        return Blocks(size, count, none, 1, first)
+    if not model.training and config.random_plan == "stock":
+        return Blocks(size, count, none, 1 + random, first)
+    drawn = _bigbird_plan.random_blocks(
+        layer, settings.num_attention_heads, size, count, random, settings.max_position_embeddings
+    )
+    return Blocks(size, count, drawn[:, first - 1 :].to(device), 1, first)
+
+
+def stock(model: Any, config: Config, batch: Batch) -> Tensor:
+    """Run transformers' own forward, for comparison, once for each grid; logits ``(windows, classes)``."""
     import numpy as np
     import torch
 
-    lengths = batch.windows.diff().tolist()
-    grids = [bucket(model, config, length) for length in lengths]
-    result: list[Tensor] = []
-    order: list[int] = []
-    # The stock plan of random blocks seeds NumPy's global generator with the layer's number.
-    state = np.random.get_state()
-    for grid in sorted(set(grids)):
-        members = [at for at, g in enumerate(grids) if g == grid]
-        result.append(_one_grid(model, config, _select(batch, members), grid))
-        order += members
-    np.random.set_state(state)
-    back = torch.empty(len(order), dtype=torch.long, device=result[0].device)
-    back[torch.tensor(order, device=back.device)] = torch.arange(len(order), device=back.device)
-    return torch.cat(result)[back]
-
-
-def _select(batch: Batch, members: list[int]) -> Batch:
-    """Take some windows out of a batch."""
-    import torch
-
-    spans = [slice(int(batch.windows[at]), int(batch.windows[at + 1])) for at in members]
-    lengths = batch.windows.diff()[members]
-    return replace(
-        batch,
-        token_ids=torch.cat([batch.token_ids[span] for span in spans]),
-        segments=torch.cat([batch.segments[span] for span in spans]),
-        windows=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
-    )
-
-
-def _one_grid(model: Any, config: Config, batch: Batch, grid: int) -> Tensor:
     from distill import padded
 
-    for layer in model.bert.encoder.layer:
-        if not layer.attention._forward_pre_hooks:
-            layer.attention.register_forward_pre_hook(_take_kind, with_kwargs=True)
-    # Says which masks the encoder makes; each layer then follows the masks that it is given.
-    model.bert.attention_type = "block_sparse" if grid else "original_full"
-    logits: Tensor = model(**padded.inputs(model, batch, grid or None)).logits
-    return logits
-
-
-def _take_kind(attention: Any, _: Any, arguments: dict[str, Any]) -> None:
-    """Make a layer's attention of the kind whose masks it is given.
-
-    Not once for each forward pass: gradient checkpointing calls the layers again later, when the last
-    pass may have been of the other kind.
-    """
-    import torch
-
-    from distill.teachers._bigbird_attention import FullAttention, SparseAttention
-
-    sparse = arguments.get("band_mask") is not None
-    # On the meta device the layers that transformers makes anew, only to put the old weights into them,
-    # cost neither time nor random numbers.
-    with torch.device("meta"):
-        attention.set_attention_type("block_sparse" if sparse else "original_full")
-    ours = SparseAttention if sparse else FullAttention
-    if not isinstance(attention.self, ours):
-        attention.self = ours(attention.self)
+    lengths = batch.windows.diff().tolist()
+    widths = np.array([bucket(model, config, length) for length in lengths])
+    result: dict[int, Tensor] = {}
+    # The stock plan of random blocks seeds NumPy's global generator with the layer's number.
+    state = np.random.get_state()
+    for width in sorted(set(widths)):
+        members = np.flatnonzero(widths == width).tolist()
+        kind = "block_sparse" if width else "original_full"
+        if model.bert.attention_type != kind:
+            model.bert.set_attention_type(kind)
+        logits = model(**padded.inputs(model, batch.select(members), int(width) or None)).logits
+        result |= dict(zip(members, logits, strict=True))
+    np.random.set_state(state)
+    return torch.stack([result[at] for at in range(len(lengths))])

@@ -46,6 +46,16 @@ def positions(config: Any) -> int:
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from a Longformer checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
+    model = _build(config, task, tokenizer)
+    # Of the last layer only the global tokens' own projections are read: without gradients for the others,
+    # several processes would wait for them.
+    last = model.longformer.encoder.layer[-1].attention.self
+    for part in (last.query, last.key, last.value):
+        part.requires_grad_(False)
+    return model
+
+
+def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
     import torch
     from transformers import LongformerConfig, LongformerForSequenceClassification
 
@@ -107,7 +117,20 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
 
 
 def forward(model: Any, config: Config, batch: Batch) -> Tensor:
-    """Run the stock forward with the first tokens global; logits ``(windows, classes)``."""
+    """Run the classifier with the first tokens global; logits ``(windows, classes)``."""
+    from distill import attention, packed
+
+    halves = [width // 2 for width in model.config.attention_window]
+    return packed.bert_forward(
+        model,
+        batch,
+        lambda number, run, dropout: attention.window(halves[number], config.global_tokens, dropout),
+        config.global_tokens,
+    )
+
+
+def stock(model: Any, config: Config, batch: Batch) -> Tensor:
+    """Run transformers' own forward, for comparison; logits ``(windows, classes)``."""
     import torch
 
     from distill import padded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def spread(model: Any) -> None:
 def packed(lengths: Sequence[int], vocabulary: int = 60, seed: int = 0) -> Encoded:
     """Make documents of random tokens, one window each."""
     rng = np.random.default_rng(seed)
-    ids = [np.array([2, *rng.integers(5, vocabulary, length - 2), 3]) for length in lengths]
+    ids = [np.array([2, *rng.integers(5, vocabulary, max(0, length - 2)), 3])[:length] for length in lengths]
     count = len(lengths)
     return Encoded(
         np.concatenate(ids).astype(np.int32),
@@ -146,8 +147,6 @@ def test_bigbird_is_sparse_where_the_document_is_long_and_only_there(make: Make)
     gaps = (read(sparse, data, [0, 1]) - read(full, data, [0, 1])).abs().amax(1)
     assert gaps[0] < 1e-5
     assert gaps[1] > 1e-3
-    assert [sparse.bucket(n) for n in (5, 28, 29, 32, 33)] == [0, 0, 32, 32, 36]
-    assert full.bucket(90) == 0
 
 
 def test_bigbirds_random_blocks_in_training_are_the_stock_ones_and_numpys_generator_is_left_alone(
@@ -167,8 +166,102 @@ def test_bigbirds_random_blocks_in_training_are_the_stock_ones_and_numpys_genera
     assert float((read(model.eval(), data, [1]) - found.detach()).abs().max()) > 1e-4, "random blocks matter"
 
 
-def gradients(model: Classifier, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    model.train()
+WITHOUT_DROPOUT = {
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,  # BERT and its like
+    "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0,  # DistilBERT
+}  # fmt: skip
+KEY_BIAS = re.compile(r"(key|key_global|k_lin)\.bias")
+BLOCK = 4
+# One token, two, around a block, around a window, around the last length of BigBird's full attention, long.
+MIXED = [28, 1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 5, 5, 27, 29, 8, 9, 61, 64, 90, 96, 33]
+
+
+def engines(make: Make, architecture: str, **fields: Any) -> tuple[Classifier, Classifier]:
+    """Make a packed classifier and a stock one with the same weights and without dropout."""
+    config = {**ARCHITECTURES[architecture].get("config", {}), **WITHOUT_DROPOUT}
+    ours = make(architecture, config=config, **fields)
+    stock = make(architecture, config=config, engine="stock", **fields)
+    stock.load_state_dict(ours.state_dict())
+    return ours, stock
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_and_stock_agree_in_logits_and_in_every_gradient(
+    architecture: str, training: bool, make: Make
+) -> None:
+    ours, stock = engines(make, architecture)
+    data = packed(MIXED)
+    batch = collate(data, range(len(data)))
+    found, expected = (gradients(m, [batch], training=training) for m in (ours, stock))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(batch), stock(batch), atol=1e-5, rtol=1e-5)
+    assert found.keys() <= expected.keys()
+    for name, gradient in expected.items():
+        # A key's bias has a gradient of zero but for rounding: it is measured by its weights'.
+        scale = float(expected[KEY_BIAS.sub(r"\1.weight", name)].abs().max())
+        torch.testing.assert_close(
+            found.get(name, torch.zeros_like(gradient)), gradient, atol=1e-4 * scale, rtol=0, msg=name
+        )
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_bigbird_on_the_grid_of_its_maximum_is_stock_padded_to_it(training: bool, make: Make) -> None:
+    from distill import padded
+
+    ours, stock = engines(make, "bigbird", grid="max_length")
+    data = packed(MIXED)
+    batch = collate(data, range(len(data)))
+    stock.model.train(training)
+    ours.train(training)
+    with torch.no_grad():
+        expected = stock.model(**padded.inputs(stock.model, batch, 96)).logits
+        torch.testing.assert_close(ours(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bigbirds_fixed_plan_is_the_same_in_training_and_evaluation(make: Make) -> None:
+    data = packed([64, 90])
+    config = {**TINY, **WITHOUT_DROPOUT}
+    model = make("bigbird", random_plan="fixed", config=config)
+    stock = make("bigbird", config=config)
+    stock.load_state_dict(model.state_dict())
+    evaluation = read(model, data, [0, 1])
+    torch.testing.assert_close(read(model.train(), data, [0, 1]), evaluation)
+    torch.testing.assert_close(read(stock.train(), data, [0, 1]), evaluation)
+    assert float((read(stock.eval(), data, [0, 1]) - evaluation).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("global_blocks", [1, 2, 3])
+def test_bigbird_without_random_blocks_equals_full_attention_under_its_mask(
+    global_blocks: int, make: Make
+) -> None:
+    """The stock code cannot do either; a dense mask can."""
+    from distill import attention
+    from distill.attention import Blocks, Layout
+
+    size, lengths = 4, [40, 37, 8, 3, 24]
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, sum(lengths), 2, 8)
+    offsets = np.cumsum([0, *lengths]).tolist()
+
+    def kernel(run: Any) -> Any:
+        count = -(-run.length // size)
+        none = torch.zeros(1, max(0, count - 1 - global_blocks), 0, dtype=torch.long)
+        return attention.blocks(Blocks(size, count, none, 1, global_blocks))
+
+    found = attention.packed(query, key, value, Layout(offsets), kernel)
+    for start, length in zip(offsets, lengths, strict=False):
+        block = torch.arange(length) // size
+        last = int(block[-1])
+        ends = (block < global_blocks) | (block == last)
+        mask = ((block[:, None] - block).abs() <= 1) | ends | ends[:, None]
+        one = (x[start : start + length].transpose(0, 1) for x in (query, key, value))
+        expected = torch.nn.functional.scaled_dot_product_attention(*one, attn_mask=mask)
+        torch.testing.assert_close(found[start : start + length], expected.transpose(0, 1).flatten(1))
+
+
+def gradients(model: Classifier, batches: Sequence[Batch], training: bool = True) -> dict[str, Tensor]:
+    model.train(training)
     model.zero_grad()
     for batch in batches:
         model(batch).square().sum().backward()
@@ -182,7 +275,7 @@ def test_gradient_checkpointing_changes_no_gradient(architecture: str, make: Mak
     base = ARCHITECTURES[architecture]["config"]
     model = make(architecture, config={**base, **(dropout if architecture == "distilbert" else plain)})
     data = packed(LENGTHS)
-    batches = [collate(data, part) for part in micro_batches(data, np.arange(len(data)), 128, model.bucket)]
+    batches = [collate(data, part) for part in micro_batches(data, np.arange(len(data)), 128)]
     expected = gradients(model, batches)
     models.checkpoint_activations(model.model)
     layer_calls = 0
@@ -209,8 +302,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_document_in_long_and_sh
     model = make("bigbird", view="chunks", max_length=40, config=no_dropout)
     text = " ".join(["good", "bad", "the"] * 15)
     data = encode_texts(model.tokenizer, [[(text, None), ("good film", None)]], model.config)
-    widths = [model.bucket(int(n)) for n in np.diff(data.windows)]
-    assert widths == [40, 0, 0], "block-sparse and full attention in one pass"
+    assert np.diff(data.windows).tolist()[0] > 28, "block-sparse and full attention in one pass"
     batch = collate(data, [0, 1])
     expected = gradients(model, [batch])
     models.checkpoint_activations(model.model)

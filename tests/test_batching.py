@@ -80,6 +80,17 @@ def test_micro_batches_hold_every_document_once_within_the_budget(budget: int, b
         assert len(parts) == 1
 
 
+@pytest.mark.parametrize("budget", [64, 100, 500, 10**6])
+def test_micro_batches_of_a_model_that_does_not_pad_are_filled_with_its_tokens(budget: int) -> None:
+    data = random_data()
+    parts = micro_batches(data, np.arange(len(data)), budget)
+    assert sorted(np.concatenate(parts)) == list(range(len(data)))
+    totals = [int(data.tokens[part].sum()) for part in parts]
+    assert all(total <= budget or len(part) == 1 for total, part in zip(totals, parts, strict=True))
+    following = [int(data.tokens[part[0]]) for part in parts[1:]]
+    assert all(total + more > budget for total, more in zip(totals, following, strict=False))
+
+
 def test_micro_batches_begin_with_the_longest_so_that_a_lack_of_memory_shows_at_once() -> None:
     data = random_data()
     parts = micro_batches(data, np.arange(len(data)), 200)
