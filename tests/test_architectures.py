@@ -255,8 +255,8 @@ def test_bigbird_without_random_blocks_equals_full_attention_under_its_mask(
         last = int(block[-1])
         ends = (block < global_blocks) | (block == last)
         mask = ((block[:, None] - block).abs() <= 1) | ends | ends[:, None]
-        one = (x[start : start + length].transpose(0, 1) for x in (query, key, value))
-        expected = torch.nn.functional.scaled_dot_product_attention(*one, attn_mask=mask)
+        one = [x[start : start + length].transpose(0, 1) for x in (query, key, value)]
+        expected = torch.nn.functional.scaled_dot_product_attention(one[0], one[1], one[2], mask)
         torch.testing.assert_close(found[start : start + length], expected.transpose(0, 1).flatten(1))
 
 
