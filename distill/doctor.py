@@ -5,24 +5,20 @@ Each check looks once, changes nothing, and gives up after three seconds where a
 
 from __future__ import annotations
 
-import http.client
 import os
 import platform
 import shutil
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from distill import tracking
+from distill import hub, tracking
 from distill.runs import runs_folder
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "scikit-learn", "mlflow")
 _GIB = 1 << 30
-_SECONDS = 3.0
 _LEAST_DISK = 2.0
 _LEAST_MEMORY = 2.0
 
@@ -129,17 +125,14 @@ def _runs() -> Check:
     return Check("runs folder", True, f"{folder}{'' if folder.exists() else ' (will be made)'}")
 
 
-def _answer(url: str) -> str | None:
-    """Say what keeps a server from answering, None when it answers anything at all."""
+def _trouble(url: str) -> str | None:
+    """Say what keeps a server from serving, None when it answers for itself."""
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_SECONDS).close()  # noqa: S310 - the callers' URLs are http
-    except urllib.error.HTTPError as error:
-        error.close()
-        # Below 500 a server has understood and declined; above, or 407, a gateway speaks in its place.
-        return f"HTTP {error.code}" if error.code >= 500 or error.code == 407 else None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return str(getattr(error, "reason", error)) or type(error).__name__
-    return None
+        status = hub.status(url)
+    except ConnectionError as error:
+        return str(error)
+    # Below 500 a server has understood and declined; above, or 407, a gateway speaks in its place.
+    return f"HTTP {status}" if status >= 500 or status == 407 else None
 
 
 def _tracker() -> Check:
@@ -148,7 +141,7 @@ def _tracker() -> Check:
     fix = "set MLFLOW_TRACKING_URI to a server that answers, or unset it; training goes on without one"
     trouble: str | None = None
     if where.startswith(("http://", "https://")):
-        trouble = _answer(tracking.public(where).rstrip("/") + "/health")
+        trouble = _trouble(tracking.public(where).rstrip("/") + "/health")
     elif file is None or file.parent.exists():
         try:
             tracking.probe(where)
@@ -168,7 +161,7 @@ def _hub() -> Check:
 
     if constants.HF_HUB_OFFLINE:
         return Check("hub", True, "not asked: HF_HUB_OFFLINE is set")
-    trouble = _answer(constants.ENDPOINT)
+    trouble = _trouble(constants.ENDPOINT)
     fix = (
         "local folders, package:// and already fetched checkpoints work; to fetch others: set HTTPS_PROXY, "
         "or `hf download ID` elsewhere and point --set teacher.checkpoint=FOLDER to it"

@@ -6,10 +6,13 @@ more than 20 seconds before it says that there is no network.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import http.client
 import importlib.util
 import os
 import re
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -18,17 +21,31 @@ from distill.errors import DataError, HubError, nearest
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+def status(url: str, timeout: float = 3.0) -> int:
+    """Ask a server once, and return its answer's HTTP status; an error status is an answer too.
+
+    Raises:
+        ConnectionError: nothing answers, or what does is no HTTP server; it says why.
+    """
+    try:
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - the callers' URLs are http
+        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ConnectionError(str(getattr(error, "reason", error)) or type(error).__name__) from None
+
+
 @functools.cache
-def reachable(timeout: float = 3.0) -> bool:
+def reachable() -> bool:
     """Say whether the hub answers; where not, tell its client to work offline."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "TRUE", "YES", "ON"):
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        try:
-            request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310 - a fixed https address
-            with urllib.request.urlopen(request, timeout=timeout):  # noqa: S310
-                return True
-        except OSError:
-            pass
+        with contextlib.suppress(ConnectionError):
+            status(endpoint)
+            return True
     os.environ["HF_HUB_OFFLINE"] = "1"
     import datasets
     import huggingface_hub

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from distill import doctor
+from distill import doctor, hub
 from distill.doctor import Check
 
 
@@ -168,6 +168,38 @@ def test_a_server_is_there_when_it_answers_itself_and_not_when_a_gateway_does(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     assert (found("tracker").ok, found("hub").ok) == (ok, ok)
+
+
+@pytest.fixture
+def asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Neither is an earlier answer remembered, nor this one; and the clients' switches are put back."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    hub.reachable.cache_clear()
+    yield
+    hub.reachable.cache_clear()
+
+
+@pytest.mark.parametrize("code", [200, 401, 404, 503])
+@pytest.mark.usefixtures("asked_anew")
+def test_a_hub_that_answers_with_an_error_is_reachable(
+    server: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    address, answers = server
+    answers[0] = code
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    assert hub.reachable()
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+
+
+@pytest.mark.parametrize("address", [closed_port(), "no address"], ids=["closed port", "no URL"])
+@pytest.mark.usefixtures("asked_anew")
+def test_a_hub_that_does_not_answer_switches_its_client_off(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    assert not hub.reachable()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def test_a_hub_that_is_out_of_reach_is_told_with_the_ways_around_it() -> None:
