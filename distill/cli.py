@@ -72,12 +72,12 @@ def teacher(
         runs.refuse_taken(name)
     found = recipes.load(recipe or str(runs.find(resume or "").recipe), set_ or [])
     recipe_name = recipe if recipe else runs.find(resume or "").read().recipe
-    from distill import fitting, stages
+    from distill import stages
 
-    done = stages.train_teacher(found, recipe_name, name, resume, dry=dry_run)
-    if isinstance(done, fitting.Plan):
-        show.plan(done)
+    if dry_run:
+        show.plan(stages.plan_teacher(found))
         return
+    done = stages.train_teacher(found, recipe_name, name, resume)
     show.finished([done])
     say(f"next: distill student --teacher {done.name}")
 

@@ -147,7 +147,7 @@ def demo(name: str, seeds: int) -> None:
         raise UsageError(f"{lead} was run by another version of the recipe; move {runs.find(lead).path} away")
     say(f"1/3 teacher: {lead}")
     if not exists or runs.find(lead).read().status != "finished":
-        finished([stages.train_teacher(found, name, None if exists else lead, lead if exists else None)])  # type: ignore[list-item]
+        finished([stages.train_teacher(found, name, None if exists else lead, lead if exists else None)])
     say(f"2/3 its logits, then {seeds} students, each beside its control: {group}")
     job = stages.StudentJob(
         [lead], found.dump(), name, found.student.architecture, group, seeds, control=True

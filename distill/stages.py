@@ -28,6 +28,7 @@ from distill.data import Corpus
 from distill.encoding import Encoded, concatenate
 from distill.errors import RecipeError, UsageError
 from distill.losses import Objective
+from distill.models import Classifier
 from distill.progress import say
 from distill.recipe import Loss, Recipe, Student, Train
 from distill.runs import Role, RunFolder
@@ -35,9 +36,29 @@ from distill.tasks import Floats
 from distill.training import Lookup, total_steps
 
 
+def plan_teacher(recipe: Recipe) -> fitting.Plan:
+    """Describe a teacher's training run without running it."""
+    corpus, model = _untrained_teacher(recipe)
+    return fitting.plan(
+        f"teacher {recipe.teacher.architecture}", corpus, model, recipe.teacher.train, ["train"], []
+    )
+
+
+def _untrained_teacher(recipe: Recipe) -> tuple[Corpus, Classifier]:
+    """Read the data and build the model."""
+    if recipe.teacher.checkpoint is not None:
+        # Before the data: it may take long to read.
+        hub.checkpoint(recipe.teacher.checkpoint, "teacher.checkpoint")
+    corpus = fitting.load_corpus(recipe)
+    for split in ("validation", "test"):
+        if split not in corpus.splits:
+            raise RecipeError(f"data.splits.{split} is missing")
+    return corpus, models.build(recipe.teacher, "teacher", corpus.task, recipe.teacher.train.seed)
+
+
 def train_teacher(
-    recipe: Recipe, recipe_name: str, name: str | None = None, resume: str | None = None, *, dry: bool = False
-) -> RunFolder | fitting.Plan:
+    recipe: Recipe, recipe_name: str, name: str | None = None, resume: str | None = None
+) -> RunFolder:
     """Fine-tune a teacher.
 
     Args:
@@ -45,28 +66,17 @@ def train_teacher(
         recipe_name: for the run's tags.
         name: the run's; run1, run2, … where absent.
         resume: a run to go on with, whose recipe ``recipe`` is.
-        dry: read the data, show the plan and train nothing.
 
     Returns:
-        The finished run, or the plan.
+        The finished run.
     """
     if name is not None:
         runs.refuse_taken(name)
     folder = runs.find(resume) if resume else None
     if folder is not None and folder.read().status == "finished":
         raise UsageError(f"{folder.name} has finished already; there is nothing to resume")
-    if recipe.teacher.checkpoint is not None:
-        hub.checkpoint(
-            recipe.teacher.checkpoint, "teacher.checkpoint"
-        )  # before the data: it may take long to read
-    corpus = fitting.load_corpus(recipe)
-    for split in ("validation", "test"):
-        if split not in corpus.splits:
-            raise RecipeError(f"data.splits.{split} is missing")
+    corpus, model = _untrained_teacher(recipe)
     settings = recipe.teacher.train
-    model = models.build(recipe.teacher, "teacher", corpus.task, settings.seed)
-    if dry:
-        return fitting.plan(f"teacher {recipe.teacher.architecture}", corpus, model, settings, ["train"], [])
     encoded = {
         split: fitting.encode_rows(model, corpus.splits[split]) for split in ("train", "validation", "test")
     }
