@@ -110,8 +110,13 @@ def _empty(caption: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    style = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "caption_justify": "left"}
-    result = Table(caption=Text(caption), **style)  # type: ignore[arg-type]
+    result = Table(
+        caption=Text(caption),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     result.add_column("model", overflow="fold")
     return result
 

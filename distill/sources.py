@@ -118,9 +118,9 @@ def _open(
     path = None if data.format == "hub" else resolve(address)
     if path is None:
         return _open_hub(data, address, names)
-    form = data.format
+    form: str = data.format
     if form == "auto":
-        form = "folder" if path.is_dir() else SUFFIXES.get(path.suffix.lower(), "auto")  # type: ignore[assignment]
+        form = "folder" if path.is_dir() else SUFFIXES.get(path.suffix.lower(), "auto")
     if form == "auto":
         raise DataError(
             f"{path.name}: unknown ending; set data.format to one of csv, tsv, jsonl, parquet, folder"
@@ -146,7 +146,7 @@ def _open(
 
 def _csv_columns(path: Path, options: dict[str, Any]) -> list[str]:
     """Read the column names, and refuse rows of another width (pandas would shift or pad them)."""
-    import pandas  # type: ignore[import-untyped]
+    import pandas
 
     head = pandas.read_csv(path, dtype=str, nrows=1, **options)
     if "names" in options:
@@ -178,8 +178,8 @@ def _reading(path: Path, form: str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
     except (DatasetGenerationError, ValueError) as error:
         cause: BaseException = error
-        while cause.__cause__ or cause.__context__:
-            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        while inner := cause.__cause__ or cause.__context__:
+            cause = inner
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1][:200]
         if isinstance(cause, UnicodeDecodeError) or "utf" in reason.lower():
             refuse_not_utf8(path)
