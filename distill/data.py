@@ -297,7 +297,17 @@ def load(recipe: Recipe) -> Corpus:
             positions = positions[fresh]
             seen = np.union1d(seen, part.row_id[positions])
         splits[name] = _rows(name, part, positions, data, task)
+    notes += _unseen(splits["train"], task)
     return Corpus(task, splits, notes)
+
+
+def _unseen(train: Rows, task: TaskSpec) -> list[str]:
+    """Note the classes that no training row has: labels that count from 1 leave a class 0 that is none."""
+    absent = [name for name, count in describe(train, task)["labels"].items() if count == 0]
+    if task.kind == "regression" or not absent:
+        return []
+    more = f" and {len(absent) - 10:,} more" if len(absent) > 10 else ""
+    return [f"train: no row has class {', '.join(absent[:10])}{more}, of {task.classes:,} classes"]
 
 
 def _rows(name: SplitName, part: _Source, positions: Array, data: Data, task: TaskSpec) -> Rows:

@@ -394,6 +394,22 @@ def test_one_class_only_is_refused() -> None:
     assert message.startswith("split validation has one class only ('bad' in all 10 rows)")
 
 
+def test_a_class_that_no_training_row_has_is_told() -> None:
+    ones = [(text, 1 + n % 5) for n, (text, _) in enumerate(DOCS)]
+    found = load(csv_of(ones))
+    assert found.task.labels == ("0", "1", "2", "3", "4", "5")
+    assert found.notes == ["train: no row has class 0, of 6 classes"]
+    several = load(
+        csv_of([(text, "ab"[n % 2]) for n, (text, _) in enumerate(DOCS)]),
+        {"kind": "multi_label", "labels": ["a", "b", "c"]},
+    )
+    assert several.notes == ["train: no row has class c, of 3 classes"]
+    for task in ({}, {"kind": "regression"}):
+        assert load(csv_of([(text, n % 2) for n, (text, _) in enumerate(DOCS)]), task).notes == []
+    many = load(csv_of([(text, 100 + n % 2) for n, (text, _) in enumerate(DOCS)]))
+    assert many.notes == ["train: no row has class 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 90 more, of 102 classes"]
+
+
 def test_class_names_numbers_and_flags_are_read_alike() -> None:
     names = load(csv_of([(text, (" bad", "good ")[label]) for text, label in DOCS]))
     assert names.task.labels == ("bad", "good")
