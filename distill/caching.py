@@ -12,6 +12,7 @@ import numpy as np
 
 from distill import (
     fitting,
+    gate,
     hub,
     inference,
     logits,
@@ -80,7 +81,7 @@ def cache_logits(
     reads = models.read_settings(teacher.model)
     config = None if reads else _reading_of(recipe, teacher)
     model = models.load(teacher.model, config)
-    note = logits.check_labels(model.labels, corpus.task.labels, teacher.name)
+    note = gate.check_labels(model.labels, corpus.task.labels, teacher.name)
     if note:
         say(note)
         model.task = corpus.task
@@ -104,7 +105,7 @@ def cache_logits(
         )
     if accelerator.is_main_process:
         seconds = time.monotonic() - began
-        gate: dict[str, Any] = {"largest_difference": logits.check_invariance(folder, key, model, everything)}
+        passed: dict[str, Any] = {"largest_difference": gate.check_invariance(folder, key, model, everything)}
         if "validation" in encoded:
             evaluated = (
                 teacher.run.metrics()["validation"][corpus.task.metric]
@@ -112,7 +113,7 @@ def cache_logits(
                 else None
             )
             found = logits.Logits(folder, key, verify=False)(encoded["validation"].row_id)
-            gate[corpus.task.metric] = logits.check_quality(
+            passed[corpus.task.metric] = gate.check_quality(
                 corpus.task.kind,
                 found,
                 encoded["validation"].labels,
@@ -120,7 +121,7 @@ def cache_logits(
                 evaluated,
                 teacher.name,
             )
-        logits.write_manifest(folder, gate)
+        logits.write_manifest(folder, passed)
         say(
             f"cached logits of {computed:,} documents in {seconds:.0f} s ({computed / max(seconds, 1e-9):.0f}/s): {folder.name}"
         )

@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 
 from distill.errors import LogitsError, nearest
 from distill.files import read_json, replacing, sha256_file, sha256_json, write_json
-from distill.progress import say
+from distill.progress import say, track
 from distill.recipe import Cache
 from distill.runs import runs_folder
-from distill.tasks import Array, Floats, Kind, log_probabilities, quality
+from distill.tasks import Array, Floats, Kind, log_probabilities
 
 if TYPE_CHECKING:
     from distill.encoding import Encoded
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 NOT_READING = ("train", "checkpoint", "tokenizer", "config", "lengthen")
 """Recipe keys of a model that do not change what it says of a document once its weights are given."""
-GATE_ROWS = 16
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
-"""How far a logit may move, relative to max(1, |logit|), when its document stands in another batch."""
-ROUNDING = {"float32": 0.0, "float16": 1e-3}
-"""How far writing it down may move it, relative likewise."""
 _CONFIG_NOISE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 
 
@@ -133,9 +128,33 @@ def fill(
     Returns:
         Rows that had to be computed, over all processes.
     """
+    from distill.inference import predict
+
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) if accelerator.is_main_process else nullcontext():
-        return _fill(folder, key, model, data, settings, accelerator, title)
+        if accelerator.is_main_process:
+            write_json(folder / "key.json", key)
+            for leftover in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
+                leftover.unlink(missing_ok=True)
+        accelerator.wait_for_everyone()
+        wanted = missing(folder, data.row_id)
+        accelerator.wait_for_everyone()
+        if not len(wanted):
+            return 0
+        ids, first = np.unique(data.row_id, return_index=True)
+        rows = first[np.searchsorted(ids, wanted)]
+        # Documents of like length share a shard, and so a batch: little padding, and shards cut by tokens.
+        rows = rows[np.argsort(data.longest_window[rows], kind="stable")]
+        pieces = [
+            rows[at : at + settings.rows_per_shard] for at in range(0, len(rows), settings.rows_per_shard)
+        ]
+        mine = pieces[accelerator.process_index :: accelerator.num_processes]
+        with track(title, sum(len(piece) for piece in mine)) as progress:
+            for piece in mine:
+                logits = predict(model, data, piece, settings.tokens_per_batch, key["precision"], progress)
+                write_shard(folder, data.row_id[piece], logits, settings.dtype)
+        accelerator.wait_for_everyone()
+        return len(wanted)
 
 
 @contextmanager
@@ -156,80 +175,12 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fill(
-    folder: Path,
-    key: dict[str, Any],
-    model: Classifier,
-    data: Encoded,
-    settings: Cache,
-    accelerator: Any,
-    title: str,
-) -> int:
-    from distill.inference import predict
-    from distill.progress import track
-
-    if accelerator.is_main_process:
-        write_json(folder / "key.json", key)
-        for leftover in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
-            leftover.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    wanted = missing(folder, data.row_id)
-    accelerator.wait_for_everyone()
-    if not len(wanted):
-        return 0
-    ids, first = np.unique(data.row_id, return_index=True)
-    rows = first[np.searchsorted(ids, wanted)]
-    # Documents of like length share a shard, and so a batch: little padding, and shards cut by tokens.
-    rows = rows[np.argsort(data.longest_window[rows], kind="stable")]
-    pieces = [rows[at : at + settings.rows_per_shard] for at in range(0, len(rows), settings.rows_per_shard)]
-    mine = pieces[accelerator.process_index :: accelerator.num_processes]
-    with track(title, sum(len(piece) for piece in mine)) as progress:
-        for piece in mine:
-            logits = predict(model, data, piece, settings.tokens_per_batch, key["precision"], progress)
-            write_shard(folder, data.row_id[piece], logits, settings.dtype)
-    accelerator.wait_for_everyone()
-    return len(wanted)
-
-
 def write_manifest(folder: Path, gate: dict[str, Any]) -> None:
     """Write the manifest: from now on the cache counts as whole."""
     sizes = {path: len(_ids(path)) for path in _shards(folder)}
     shards = [{"file": path.name, "rows": rows, "sha256": sha256_file(path)} for path, rows in sizes.items()]
     manifest = {"format": FORMAT, "rows": sum(sizes.values()), "shards": shards, "gate": gate}
     write_json(folder / "manifest.json", manifest)
-
-
-def check_invariance(
-    folder: Path, key: dict[str, Any], model: Classifier, data: Encoded, seed: int = 0
-) -> float:
-    """Recompute a few random rows alone and in another batch, and compare them with the cache.
-
-    Returns:
-        The largest difference, relative to max(1, |logit|).
-
-    Raises:
-        LogitsError: a document's logits depend on its batch.
-    """
-    from distill.inference import predict
-
-    rng = np.random.default_rng(seed)
-    rows = rng.choice(len(data), size=min(GATE_ROWS, len(data)), replace=False)
-    cached = Logits(folder, key, verify=False)(data.row_id[rows])
-    worst, allowed = 0.0, TOLERANCE[key["precision"]] + ROUNDING[key["dtype"]]
-    together = predict(model, data, rows, 1 << 14, key["precision"])
-    alone = np.concatenate(
-        [predict(model, data, rows[[i]], 1 << 14, key["precision"]) for i in range(len(rows))]
-    )
-    for again in (together, alone):
-        gaps = np.abs(again - cached) / np.maximum(1, np.abs(cached))
-        worst = max(worst, float(gaps.max()))
-        if not gaps.max() <= allowed:
-            row = data.row_id[rows[gaps.max(axis=1).argmax()]]
-            raise LogitsError(
-                f"{folder.name}: row {row} has other logits in another batch (by {gaps.max():.3g} of {allowed:.3g} allowed); "
-                "this teacher cannot be cached"
-            )
-    return worst
 
 
 class Logits:
@@ -402,56 +353,6 @@ def verify(folder: Path) -> int:
     if not (folder / "manifest.json").is_file():
         raise LogitsError(f"{folder.name}: the caching pass has not finished; distill cache goes on with it")
     return _verify(folder)
-
-
-def check_labels(found: Sequence[str], wanted: Sequence[str], who: str) -> str | None:
-    """Compare a teacher's label order with the task's.
-
-    Returns:
-        A sentence to tell when the teacher has only numbers for names.
-
-    Raises:
-        LogitsError: other labels, or the same ones in another order.
-    """
-    if list(found) == list(wanted):
-        return None
-    if len(found) == len(wanted) and all(name == f"LABEL_{i}" for i, name in enumerate(found)):
-        return f"{who} names no labels; its class numbers are taken to be {', '.join(wanted)}"
-    what = "the same labels in another order" if sorted(found) == sorted(wanted) else "other labels"
-    raise LogitsError(
-        f"{who} has {what}: {', '.join(found)} there, {', '.join(wanted)} in the data; "
-        f"set task.labels=[{', '.join(found)}] if the data agrees with it"
-    )
-
-
-def check_quality(
-    kind: Kind, logits: Floats, labels: Array, metric: str, evaluated: float | None, who: str
-) -> float:
-    """Compare the quality of cached validation logits with what the teacher's own run had measured.
-
-    Returns:
-        The metric on the cached logits.
-
-    Raises:
-        LogitsError: it differs by more than a point and more than two rows' worth (of few rows, one whose
-            logits round to the other side is more than a point), or (for a teacher that was not trained
-            here) it is no better than always guessing the most frequent class.
-    """
-    found = quality(kind, logits, labels)[metric]
-    allowed = None if evaluated is None else max(0.01, 2 / len(labels)) * max(1.0, abs(evaluated))
-    if evaluated is not None and allowed is not None and not abs(found - evaluated) <= allowed:
-        raise LogitsError(
-            f"{who}: {metric} of the cached validation logits is {found:.3f}, and {evaluated:.3f} was measured when it was trained; "
-            "the data or the model has changed since"
-        )
-    if evaluated is None and kind == "single_label":
-        accuracy = quality(kind, logits, labels)["accuracy"]
-        guess = float(np.bincount(labels).max() / len(labels))
-        if accuracy < guess - 0.05:
-            raise LogitsError(
-                f"{who}: its accuracy on validation is {accuracy:.3f}, worse than guessing ({guess:.3f}); is the label order swapped?"
-            )
-    return found
 
 
 def mean(kind: Kind, stack: Sequence[Floats], how: str) -> Floats:

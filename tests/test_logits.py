@@ -13,7 +13,7 @@ import torch
 from conftest import TINY, documents
 from safetensors.numpy import load_file, save_file
 
-from distill import catalog, inference, logits, models
+from distill import catalog, gate, inference, logits, models
 from distill.encoding import Encoded, encode_texts
 from distill.errors import LogitsError
 from distill.files import sha256_file
@@ -294,7 +294,7 @@ class Leaky(Classifier):
 
 
 def test_the_gate_catches_a_teacher_whose_logits_depend_on_the_batch(make: Make, cached: Pass) -> None:
-    worst = logits.check_invariance(cached.folder, cached.key, cached.model, cached.data)
+    worst = gate.check_invariance(cached.folder, cached.key, cached.model, cached.data)
     assert worst < 1e-5
     model = make()
     model.__class__ = Leaky
@@ -302,7 +302,7 @@ def test_the_gate_catches_a_teacher_whose_logits_depend_on_the_batch(make: Make,
     shutil.rmtree(leaky.folder)
     leaky()
     with pytest.raises(LogitsError, match=r"has other logits in another batch .*cannot be cached"):
-        logits.check_invariance(leaky.folder, leaky.key, model, leaky.data)
+        gate.check_invariance(leaky.folder, leaky.key, model, leaky.data)
 
 
 def test_half_precision_on_disk_halves_the_cache_and_passes_the_gate(make: Make, cached: Pass) -> None:
@@ -311,7 +311,7 @@ def test_half_precision_on_disk_halves_the_cache_and_passes_the_gate(make: Make,
             weight.mul_(30 if "weight" in name else 1)
     half = Pass(cached.model, cached.data, dtype="float16")
     half()
-    logits.check_invariance(half.folder, half.key, half.model, half.data)
+    gate.check_invariance(half.folder, half.key, half.model, half.data)
     assert load_file(half.shards()[0])["logits"].dtype == np.float16
     found = half.open()(half.data.row_id)
     assert found.dtype == np.float32
@@ -339,13 +339,13 @@ def test_a_cache_is_found_by_name_or_path(cached: Pass) -> None:
 
 
 def test_a_teachers_labels_must_be_the_datas_in_their_order() -> None:
-    assert logits.check_labels(["a", "b"], ["a", "b"], "t") is None
-    note = logits.check_labels(["LABEL_0", "LABEL_1"], ["a", "b"], "t")
+    assert gate.check_labels(["a", "b"], ["a", "b"], "t") is None
+    note = gate.check_labels(["LABEL_0", "LABEL_1"], ["a", "b"], "t")
     assert note == "t names no labels; its class numbers are taken to be a, b"
     with pytest.raises(LogitsError, match=r"the same labels in another order: b, a there, a, b in the data"):
-        logits.check_labels(["b", "a"], ["a", "b"], "t")
+        gate.check_labels(["b", "a"], ["a", "b"], "t")
     with pytest.raises(LogitsError, match="other labels"):
-        logits.check_labels(["a", "b", "c"], ["a", "b"], "t")
+        gate.check_labels(["a", "b", "c"], ["a", "b"], "t")
 
 
 def answers(right: int, rows: int = 300) -> tuple[Floats, np.ndarray]:
@@ -357,24 +357,24 @@ def answers(right: int, rows: int = 300) -> tuple[Floats, np.ndarray]:
 
 def test_cached_logits_that_are_worse_than_what_was_measured_are_refused() -> None:
     found, labels = answers(270)
-    assert logits.check_quality("single_label", found, labels, "accuracy", 0.9, "t") == 0.9
-    assert logits.check_quality("single_label", found, labels, "accuracy", 0.907, "t") == 0.9
+    assert gate.check_quality("single_label", found, labels, "accuracy", 0.9, "t") == 0.9
+    assert gate.check_quality("single_label", found, labels, "accuracy", 0.907, "t") == 0.9
     for evaluated in (0.92, 0.1):  # 0.1: the labels are swapped
         with pytest.raises(LogitsError, match=r"t: accuracy of the cached validation logits is 0\.900"):
-            logits.check_quality("single_label", found, labels, "accuracy", evaluated, "t")
+            gate.check_quality("single_label", found, labels, "accuracy", evaluated, "t")
 
 
 def test_a_single_row_that_rounds_to_the_other_side_is_no_reason_to_refuse() -> None:
     found, labels = answers(18, rows=20)
-    assert logits.check_quality("single_label", found, labels, "accuracy", 0.95, "t") == 0.9
+    assert gate.check_quality("single_label", found, labels, "accuracy", 0.95, "t") == 0.9
 
 
 def test_a_teacher_from_elsewhere_with_swapped_labels_is_refused() -> None:
     found, labels = answers(30)
     with pytest.raises(LogitsError, match=r"worse than guessing \(0\.500\); is the label order swapped"):
-        logits.check_quality("single_label", found, labels, "accuracy", None, "t")
+        gate.check_quality("single_label", found, labels, "accuracy", None, "t")
     found, labels = answers(200)
-    assert logits.check_quality("single_label", found, labels, "accuracy", None, "t") > 0.6
+    assert gate.check_quality("single_label", found, labels, "accuracy", None, "t") > 0.6
 
 
 def test_several_teachers_make_one_target() -> None:
