@@ -54,7 +54,7 @@ def load_corpus(recipe: Recipe) -> Corpus:
 
 def encode_rows(model: Classifier, rows: Rows) -> Encoded:
     """Tokenise a split for a model, and show the progress."""
-    with track(f"tokenising {rows.name}", len(rows)) as progress:
+    with track(f"tokenising {rows.name}", len(rows), "documents") as progress:
         return encode(model.tokenizer, rows, model.config, progress)
 
 

@@ -91,7 +91,7 @@ def predict(folder: RunFolder, file: Path, text: str, text_pair: str | None, out
     with ExitStack() as stack:
         target = stack.enter_context(replacing(output)) if output else None
         stream = stack.enter_context(target.open("w", encoding="utf-8")) if target else sys.stdout
-        progress = stack.enter_context(track("predicting", len(rows)))
+        progress = stack.enter_context(track("predicting", len(rows), "documents"))
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
             logits = predictor.logits(part)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -45,20 +44,25 @@ def duration(seconds: float) -> str:
 class Tracker:
     """One piece of long work; :meth:`advance` is called as it goes."""
 
-    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
+    def __init__(self, title: str, total: int, unit: str, bar: Progress | None) -> None:
         self.title = title
         self.total = total
+        self.unit = unit
         self.done = 0
         self._bar = bar
-        self._task = bar.add_task(title, total=total, rate="", figures="") if bar else None
+        self._task = bar.add_task(title, total=total, count=self._count, rate="", figures="") if bar else None
         self._began = self._last = time.monotonic()
         self._start = 0
+
+    @property
+    def _count(self) -> str:
+        return f"{self.done:,}/{self.total:,} {self.unit}"
 
     def skip(self, done: int) -> None:
         """Begin at ``done``, as a resumed run does; the rate counts from there."""
         self.done = self._start = done
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(self._task, completed=done, count=self._count)
 
     def advance(self, count: int = 1, figures: str = "") -> None:
         """Count work as done, and show it.
@@ -71,24 +75,33 @@ class Tracker:
         now = time.monotonic()
         rate = (self.done - self._start) / max(now - self._began, 1e-9)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done, rate=f"{rate:,.1f}/s", figures=figures)
+            self._bar.update(
+                self._task, completed=self.done, count=self._count, rate=f"{rate:,.1f}/s", figures=figures
+            )
         elif is_main() and now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             left = duration((self.total - self.done) / rate) if rate else "?"
             more = f", {figures}" if figures else ""
-            say(f"{self.title}: {self.done:,}/{self.total:,}, {rate:,.1f}/s, {left} left{more}")
+            say(f"{self.title}: {self._count}, {rate:,.1f}/s, {left} left{more}")
 
 
 @contextmanager
-def track(title: str, total: int) -> Iterator[Tracker]:
-    """Show the progress of the block's work."""
+def track(title: str, total: int, unit: str) -> Iterator[Tracker]:
+    """Show the progress of the block's work.
+
+    Args:
+        title: what is done.
+        total: how much of it there is.
+        unit: of ``total``, as in ``"documents"``; pieces of one unit should take like times, for the time
+            left is reckoned from it.
+    """
     if not (console.is_terminal and is_main()):
-        yield Tracker(title, total, None)
+        yield Tracker(title, total, unit, None)
         return
     bar = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
+        TextColumn("{task.fields[count]}"), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
         console=console, transient=True,
     )  # fmt: skip
     with bar:
-        yield Tracker(title, total, bar)
+        yield Tracker(title, total, unit, bar)

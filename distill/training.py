@@ -158,7 +158,7 @@ def train(
     began = time.monotonic() - state.seconds
     wrapped.train()
     losses: dict[str, float] = {}
-    with track(f"{folder.name}: training", total) as progress, listening() as stop:
+    with track(f"{folder.name}: training", total, "steps") as progress, listening() as stop:
         progress.skip(state.step)
         for documents in steps(len(data), settings.batch_size, settings.seed, state.step):
             if state.step >= total or (settings.patience and state.since_best >= settings.patience):

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from distill import progress
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> str:
+    """Return what a user sees of 3,000 tokens of which 1,500 were done already."""
+    stream = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=stream, force_terminal=terminal, width=120))
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with progress.track("caching", 3000, "tokens") as tracker:
+        tracker.skip(1500)
+        tracker.advance(1000, "loss 0.41")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "file"])
+def test_progress_is_shown_in_its_unit_with_its_figures(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = shown(monkeypatch, terminal)
+    assert "caching" in found
+    assert "2,500/3,000 tokens" in found
+    assert "loss 0.41" in found
