@@ -291,6 +291,14 @@ def test_a_resume_with_an_edited_recipe_is_refused_with_the_line(
         teach(recipes.load(str(file)), resume="t")
 
 
+def test_a_plan_of_a_teacher_trains_nothing(ready: Recipe) -> None:
+    before = [folder.path for folder in folders.every()]
+    found = stages.plan_teacher(ready)
+    assert found.title == f"teacher {ready.teacher.architecture}"
+    assert found.cost.steps == folders.find("t").metrics()["train"]["steps"]
+    assert [folder.path for folder in folders.every()] == before
+
+
 def test_the_cache_is_made_once_and_grows_with_the_data(
     ready: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
