@@ -94,11 +94,52 @@ def packed(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Compute ``softmax(q·k / √width + mask)·v`` the fastest way that the processor has.
+
+    On a CPU torch's fused kernel is slow to go back through in bf16, and has none that drops weights out:
+    there the score matrix is written down, as long as it is not too large (benchmarks/attention.py).
+
+    Args:
+        query: ``(…, queries, width)``.
+        key: ``(…, keys, width)``, as is ``value``.
+        value: see there.
+        mask: broadcasts to ``(…, queries, keys)``: bool, True where a key is seen, or scores to be added.
+        dropout: probability, of attention weights.
+    """
+    scores = query.numel() // query.shape[-1] * key.shape[-2]
+    plain = (
+        query.device.type == "cpu" and (query.dtype == torch.bfloat16 or dropout > 0) and scores <= 1 << 26
+    )
+    if not plain:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    found = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
+    if mask is not None:
+        found = found.masked_fill(~mask, HIDDEN) if mask.dtype == torch.bool else found + mask
+    with torch.autocast("cpu", enabled=False):  # it would have the softmax written down in fp32
+        weights = found.softmax(-1)
+    return drop(weights, dropout) @ value
+
+
+def drop(weights: Tensor, probability: float) -> Tensor:
+    """Set entries to zero with a probability, and enlarge the others; its steps are 1/65,536.
+
+    On a CPU random numbers are dearer than the attention itself: one of 64 bits serves four entries.
+    """
+    if not probability or weights.device.type != "cpu":
+        return F.dropout(weights, probability, probability > 0)
+    draws = torch.empty(-(-weights.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = draws.view(torch.int16)[: weights.numel()].view(weights.shape)
+    return weights.masked_fill(bits < round(probability * 65536) - 32768, 0.0) / (1 - probability)
+
+
 def full(dropout: float = 0.0) -> Kernel:
     """Let every token see every token."""
 
     def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return attend(query, key, value, None, dropout)
 
     return kernel
 
@@ -119,7 +160,7 @@ def window(half: int, global_tokens: int, dropout: float = 0.0, chunk: int = 128
         if length <= seen:  # one rectangle is less work than the chunks
             at = torch.arange(length, device=device)
             mask = ((at[:, None] - at).abs() <= half) | (at < global_tokens)
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+            return attend(query, key, value, mask, dropout)
 
         def around(states: Tensor) -> Tensor:
             """``(documents, heads, length, w)`` to ``(documents · heads, chunks, global + seen, w)``."""
@@ -134,9 +175,7 @@ def window(half: int, global_tokens: int, dropout: float = 0.0, chunk: int = 128
         mask = torch.cat([band.new_ones(chunks, chunk, global_tokens), band], dim=2)
         queries = F.pad(query, (0, 0, 0, chunks * chunk - length)).flatten(0, 1)
         queries = unflatten(queries, 1, (chunks, chunk))
-        context = F.scaled_dot_product_attention(
-            queries, around(key), around(value), attn_mask=mask[None], dropout_p=dropout
-        )
+        context = attend(queries, around(key), around(value), mask[None], dropout)
         return unflatten(context.flatten(1, 2)[:, :length], 0, query.shape[:2])
 
     return kernel
@@ -192,7 +231,6 @@ def blocks(plan: Blocks) -> Kernel:
         present = -(-length // size)
         whole = present == plan.count  # else the last, global block of the grid is padding
         stop = present - 1 if whole else present
-        attend = F.scaled_dot_product_attention
         if stop <= first:
             return attend(query, key, value)
         begin = attend(query[:, :, : first * size], key, value)
@@ -213,7 +251,7 @@ def blocks(plan: Blocks) -> Kernel:
 
         inner = F.pad(query, (0, 0, 0, present * size - length))[:, :, first * size : stop * size]
         inner = unflatten(inner, 2, (stop - first, size)).flatten(1, 2)
-        middle = attend(inner, gather(key), gather(value), attn_mask=mask[None])
+        middle = attend(inner, gather(key), gather(value), mask[None])
         middle = unflatten(middle, 1, (heads, stop - first)).flatten(2, 3)
         return torch.cat([begin, middle, end], dim=2)[:, :, :length]
 
@@ -266,7 +304,7 @@ def from_first(
         sought = unflatten(looked_for[part], 0, (run.documents, own)).flatten(1, 2)
         scores = sought @ tokens.transpose(1, 2)
         scores = scores + base[part].reshape(run.documents, -1, 1)
-        weights = F.dropout(scores.softmax(2, dtype=torch.float32), dropout, dropout > 0)
+        weights = drop(scores.softmax(2, dtype=torch.float32), dropout)
         means.append(unflatten(weights.to(tokens.dtype) @ tokens, 1, (own, heads)).flatten(0, 1))
         sums.append(weights.sum(2).view(-1, heads))
     mean, total = torch.cat(means), torch.cat(sums)

@@ -72,7 +72,7 @@ def predict(
         indices: ``(n,)`` the documents.
         tokens_per_batch: of a forward pass, padding included.
         precision: of the forward pass.
-        progress: advanced by documents.
+        progress: advanced by tokens.
 
     Returns:
         ``(n, classes)`` float32, in the order of ``indices``.
@@ -83,7 +83,7 @@ def predict(
         with torch.inference_mode(), autocast(precision, device):
             result[part] = model(collate(data, part).to(device)).float().cpu().numpy()
         if progress is not None:
-            progress.advance(len(part))
+            progress.advance(int(data.tokens[part].sum()))
     return result[indices]
 
 

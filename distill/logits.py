@@ -149,7 +149,8 @@ def fill(
             rows[at : at + settings.rows_per_shard] for at in range(0, len(rows), settings.rows_per_shard)
         ]
         mine = pieces[accelerator.process_index :: accelerator.num_processes]
-        with track(title, sum(len(piece) for piece in mine), "documents") as progress:
+        # Documents would make the first estimates of the time left wrong: in a shard the longest come first.
+        with track(title, sum(int(data.tokens[piece].sum()) for piece in mine), "tokens") as progress:
             for piece in mine:
                 logits = predict(model, data, piece, settings.tokens_per_batch, key["precision"], progress)
                 write_shard(folder, data.row_id[piece], logits, settings.dtype)

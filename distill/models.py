@@ -1,7 +1,8 @@
 """Classifiers: an architecture, its weights, its tokenizer and its window, as one thing that reads text.
 
-Knows that architectures are files with ``Config``, ``build`` and ``forward``; knows none by name. A saved
-folder is what ``from_pretrained`` and ``pipeline`` read, with ``distill.json`` beside for the view.
+Knows that architectures are files with ``Config``, ``build`` and, where they are more than BERT's full
+attention, ``forward``; knows none by name. A saved folder is what ``from_pretrained`` and ``pipeline``
+read, with ``distill.json`` beside for the view.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill import catalog, hub, padded
+from distill import catalog, hub, packed, padded
 from distill.batching import Batch, Padding, collate, micro_batches
 from distill.encoding import Tokenizer, encode_texts
 from distill.errors import DataError, DistillError, RecipeError
@@ -60,7 +61,7 @@ class Classifier(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.task = task
-        self._forward = module.forward
+        self._forward = getattr(module, "forward", packed.forward)
         self.padding: Padding | None = None
         """How the forward pass pads, where it does."""
         if config.engine == "stock":

@@ -51,27 +51,24 @@ def bert_layers(model: Any) -> list[Layer]:
     """Take apart the layers of a BERT, RoBERTa, BigBird or Longformer, which bear the same names."""
     act = activation(model.config.hidden_act)
 
-    def feed(layer: Any) -> Callable[[Tensor], Tensor]:
-        return lambda states: layer.output(act(layer.intermediate.dense(states)), states)
+    def add(output: Any, states: Tensor, residual: Tensor) -> Tensor:
+        dropout = output.dropout.p if output.training else 0.0
+        result: Tensor = output.LayerNorm(attention.drop(output.dense(states), dropout) + residual)
+        return result
 
-    result = []
-    for layer in model.base_model.encoder.layer:
-        own = layer.attention.self if hasattr(layer.attention, "self") else layer.attention
-        readers = (
-            (own.query_global, own.key_global, own.value_global) if hasattr(own, "query_global") else None
+    def layer_of(layer: Any) -> Layer:
+        own = layer.attention.self
+        return Layer(
+            own.query,
+            own.key,
+            own.value,
+            lambda context, states: add(layer.attention.output, context, states),
+            lambda states: add(layer.output, act(layer.intermediate.dense(states)), states),
+            layer.gradient_checkpointing,
+            (own.query_global, own.key_global, own.value_global) if hasattr(own, "query_global") else None,
         )
-        result.append(
-            Layer(
-                own.query,
-                own.key,
-                own.value,
-                layer.attention.output,
-                feed(layer),
-                layer.gradient_checkpointing,
-                readers,
-            )
-        )
-    return result
+
+    return [layer_of(layer) for layer in model.base_model.encoder.layer]
 
 
 def embed(model: Any, batch: Batch, layout: Layout, **more: Tensor) -> Tensor:

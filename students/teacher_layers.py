@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill.errors import RecipeError
-from distill.packed import forward as forward
 from distill.recipe import Student
 
 if TYPE_CHECKING:

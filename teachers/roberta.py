@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from distill.packed import forward as forward
 from distill.recipe import Teacher
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from conftest import TINY, documents
 from safetensors.numpy import load_file, save_file
 
-from distill import catalog, gate, inference, logits, models
+from distill import catalog, gate, inference, logits, models, progress
 from distill.encoding import Encoded, encode_texts
 from distill.errors import LogitsError
 from distill.files import sha256_file
 from distill.logits import Logits
 from distill.models import Classifier
+from distill.progress import Tracker
 from distill.recipe import Cache
 from distill.tasks import Floats, TaskSpec
 
@@ -110,6 +112,24 @@ def test_the_same_rows_shuffled_need_nothing_new(cached: Pass) -> None:
     assert shuffled.folder == cached.folder
     assert shuffled() == 0
     np.testing.assert_allclose(shuffled.open()(shuffled.data.row_id), shuffled.direct(), atol=1e-5)
+
+
+def test_a_pass_shows_its_progress_in_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shown = make(), []
+    real = progress.track
+
+    @contextmanager
+    def seen(title: str, total: int, unit: str) -> Iterator[Tracker]:
+        with real(title, total, unit) as tracker:
+            shown.append(tracker)
+            yield tracker
+
+    monkeypatch.setattr("distill.logits.track", seen)
+    whole = Pass(model, rows_of(model, 35))
+    whole()
+    assert [(one.unit, one.total, one.done) for one in shown] == [
+        ("tokens", len(whole.data.token_ids), len(whole.data.token_ids))
+    ]
 
 
 def test_a_document_that_stands_twice_is_computed_once(make: Make) -> None:
