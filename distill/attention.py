@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, pairwise
 
 import torch
@@ -27,15 +28,13 @@ HIDDEN = -1e9
 class Run:
     """Documents of one length, side by side."""
 
-    start: int
-    """The first token."""
     documents: int
     length: int
 
-    def of(self, states: Tensor) -> Tensor:
-        """Take ``(tokens, …)`` apart: ``(documents, length, …)``, a view."""
-        stop = self.start + self.documents * self.length
-        return unflatten(states[self.start : stop], 0, (self.documents, self.length))
+    @property
+    def tokens(self) -> int:
+        """Tokens of all of them."""
+        return self.documents * self.length
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,18 @@ class Layout:
         """Tokens of each document."""
         return [stop - start for start, stop in pairwise(self.offsets)]
 
-    @property
+    @cached_property
     def runs(self) -> list[Run]:
         """The documents, those of equal length together."""
-        result, start = [], self.offsets[0]
-        for length, group in groupby(self.lengths):
-            documents = len(list(group))
-            result.append(Run(start, documents, length))
-            start += documents * length
-        return result
+        return [Run(len(list(group)), length) for length, group in groupby(self.lengths)]
+
+    def split(self, states: Tensor) -> list[Tensor]:
+        """Take ``(tokens, …)`` apart by runs, each ``(documents, length, …)``: views."""
+        parts = torch.split(states, [run.tokens for run in self.runs])  # one split: its gradient is one join
+        return [
+            unflatten(part, 0, (run.documents, run.length))
+            for run, part in zip(self.runs, parts, strict=True)
+        ]
 
     def positions(self, device: torch.device) -> Tensor:
         """Number each document's tokens from 0: ``(tokens,)``."""
@@ -88,9 +90,10 @@ def packed(
         ``(tokens, heads · head width)``.
     """
     parts = []
-    for run in layout.runs:
-        states = (run.of(x).transpose(1, 2) for x in (query, key, value))
-        parts.append(kernel(run)(*states).transpose(1, 2).flatten(0, 1).flatten(1))
+    by_run = (layout.split(x) for x in (query, key, value))
+    for run, *states in zip(layout.runs, *by_run, strict=True):
+        context = kernel(run)(*(x.transpose(1, 2) for x in states))
+        parts.append(context.transpose(1, 2).flatten(0, 1).flatten(1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -295,15 +298,18 @@ def from_first(
         if key.bias is not None
         else queries.new_zeros(queries.shape[:2])
     )
-    means, sums, at = [], [], 0
-    for run in layout.runs:
+    means, sums = [], []
+    sizes = [run.documents * min(count, run.length) for run in layout.runs]
+    for run, tokens, sought, plus in zip(
+        layout.runs,
+        layout.split(states),
+        torch.split(looked_for, sizes),
+        torch.split(base, sizes),
+        strict=True,
+    ):
         own = min(count, run.length)
-        part = slice(at, at + run.documents * own)
-        at = part.stop
-        tokens = run.of(states)
-        sought = unflatten(looked_for[part], 0, (run.documents, own)).flatten(1, 2)
-        scores = sought @ tokens.transpose(1, 2)
-        scores = scores + base[part].reshape(run.documents, -1, 1)
+        scores = unflatten(sought, 0, (run.documents, own)).flatten(1, 2) @ tokens.transpose(1, 2)
+        scores = scores + plus.reshape(run.documents, -1, 1)
         weights = drop(scores.softmax(2, dtype=torch.float32), dropout)
         means.append(unflatten(weights.to(tokens.dtype) @ tokens, 1, (own, heads)).flatten(0, 1))
         sums.append(weights.sum(2).view(-1, heads))
