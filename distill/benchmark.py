@@ -86,7 +86,7 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Bytes of this process's peak resident memory.
 
     Linux carries ``ru_maxrss`` over from the process that started this one, so a large parent would
@@ -101,7 +101,7 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _idle_memory() -> int:
+def idle_memory() -> int:
     """Bytes resident now; the peak counts from here, where the system can set it back."""
     import psutil
 
@@ -128,12 +128,12 @@ def _work(pipe: Connection, folder: Path, loader: Loader, libraries: Sequence[st
     try:
         for name in libraries:
             import_module(name)
-        idle = _idle_memory()
+        idle = idle_memory()
         predictor = loader(folder)
         pipe.send(("answer", int(predictor.parameters)))
         while (question := pipe.recv()) is not None:
             timed = _time(predictor, *question)
-            pipe.send(("answer", (*timed, max(0, _peak_memory() - idle))))
+            pipe.send(("answer", (*timed, max(0, peak_memory() - idle))))
     except (EOFError, BrokenPipeError):
         return  # the parent is gone
     except DistillError as error:

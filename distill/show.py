@@ -115,7 +115,8 @@ def comparison(names: list[str], *, bench: bool, report: Path | None) -> None:
         out.print(reports.bucket_table(found, out.width))
     for note in found.notes:
         out.print(note, markup=False)
-    target = report or max(folders, key=lambda folder: folder.read().created).path / "report"
+    newest = max((folder.read() for folder in folders), key=lambda run: run.created)
+    target = report or runs.runs_folder() / newest.group / "report"  # of the run that leads the group
     for path in reports.write(found, target):
         say(f"wrote {path}")
 

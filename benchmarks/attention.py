@@ -1,0 +1,52 @@
+"""Attention alone on a CPU: torch's fused kernel against the one that distill/attention.py chooses.
+
+    python benchmarks/attention.py
+
+Forward and backward, documents of several lengths, with and without dropout, in bf16 and fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _shared import here, take_turns
+
+from distill import attention
+
+SHAPES = (
+    (16, 12, 128, 32),
+    (4, 12, 300, 64),
+    (1, 12, 700, 64),
+    (1, 12, 1024, 64),
+)  # documents, heads, length, width
+
+
+def main() -> None:
+    """Measure in turns, and print a line for each case."""
+    torch.set_num_threads(1)
+    print(here())
+    for shape in SHAPES:
+        for dtype in (torch.bfloat16, torch.float32):
+            for dropout in (0.0, 0.1):
+                states = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+                def train(found: Any) -> None:
+                    found.backward(found.detach())
+
+                took = take_turns(
+                    {
+                        "fused": lambda: train(F.scaled_dot_product_attention(*states, dropout_p=dropout)),  # noqa: B023
+                        "ours": lambda: train(attention.full(dropout)(*states)),  # noqa: B023
+                    },
+                    7,
+                )
+                print(
+                    f"{shape} {str(dtype)[6:]} dropout {dropout}: fused {took['fused'] * 1000:.1f} ms, "
+                    f"ours {took['ours'] * 1000:.1f} ms ({took['fused'] / took['ours']:.2f}x)"
+                )
+
+
+if __name__ == "__main__":
+    main()
