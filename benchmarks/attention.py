@@ -7,6 +7,8 @@ Forward and backward, documents of several lengths, with and without dropout, in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,24 @@ SHAPES = (
 )  # documents, heads, length, width
 
 
+def fused(states: list[Any], dropout: float) -> Any:
+    """Run torch's kernel."""
+    query, key, value = states
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+
+
+def ours(states: list[Any], dropout: float) -> Any:
+    """Run the one of distill."""
+    query, key, value = states
+    return attention.full(dropout)(query, key, value)
+
+
+def train(kind: Callable[[list[Any], float], Any], states: list[Any], dropout: float) -> None:
+    """Go forward and back."""
+    found = kind(states, dropout)
+    found.backward(found.detach())
+
+
 def main() -> None:
     """Measure in turns, and print a line for each case."""
     torch.set_num_threads(1)
@@ -31,16 +51,8 @@ def main() -> None:
         for dtype in (torch.bfloat16, torch.float32):
             for dropout in (0.0, 0.1):
                 states = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
-
-                def train(found: Any) -> None:
-                    found.backward(found.detach())
-
                 took = take_turns(
-                    {
-                        "fused": lambda: train(F.scaled_dot_product_attention(*states, dropout_p=dropout)),  # noqa: B023
-                        "ours": lambda: train(attention.full(dropout)(*states)),  # noqa: B023
-                    },
-                    7,
+                    {"fused": partial(train, fused, states, dropout), "ours": partial(train, ours, states, dropout)}, 7
                 )
                 print(
                     f"{shape} {str(dtype)[6:]} dropout {dropout}: fused {took['fused'] * 1000:.1f} ms, "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -29,7 +30,7 @@ def main() -> None:
     eager.set_attn_implementation("eager")
     batch = document(LENGTH)
     inputs = padded.inputs(sdpa, batch)
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "stock eager": lambda: eager(**inputs),
         "stock sdpa": lambda: sdpa(**inputs),
         "packed": lambda: ours(batch),

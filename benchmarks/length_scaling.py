@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,8 @@ def measure(length: int, rounds: int) -> dict[str, dict[str, float]]:
         one.zero_grad()
 
     return {
-        "forward": take_turns({n: (lambda m=m: forward(m)) for n, m in models.items()}, rounds),
-        "training": take_turns({n: (lambda m=m: train(m)) for n, m in models.items()}, rounds),
+        "forward": take_turns({n: partial(forward, m) for n, m in models.items()}, rounds),
+        "training": take_turns({n: partial(train, m) for n, m in models.items()}, rounds),
     }
 
 

@@ -50,7 +50,7 @@ def step(model: Any, adam: Any, batch: Any, logits: torch.Tensor) -> None:
 def floor_seconds(model: Any, tokens: float) -> float:
     """Seconds that the first layer's multiplications take at the rate measured here, forward and backward."""
     width = model.model.config.hidden_size
-    return 3 * 2 * 12 * width * width * tokens / matmul_rate(torch.bfloat16, width)
+    return float(3 * 2 * 12 * width * width * tokens / matmul_rate(torch.bfloat16, width))
 
 
 def epoch_ours(texts: list[str], labels: Any, teacher: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Contender:
 
     def step(self, batch: Any) -> float:
         """Make one step; return its loss."""
-        loss = torch.nn.functional.cross_entropy(self.logits(batch).float(), batch.labels)
+        loss: Any = torch.nn.functional.cross_entropy(self.logits(batch).float(), batch.labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -86,7 +87,7 @@ def floor(model: Any, data: Any) -> float:
     settings = model.model.config
     width, inner = settings.hidden_size, settings.intermediate_size
     layer = 2 * (4 * width * width + 2 * width * inner)
-    return 3 * layer * (settings.num_hidden_layers - 1) * float(data.tokens.sum()) / (len(data) / STEP)
+    return float(3 * layer * (settings.num_hidden_layers - 1) * data.tokens.sum() / (len(data) / STEP))
 
 
 def measure(architecture: str, size: str, rounds: int) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def measure(architecture: str, size: str, rounds: int) -> dict[str, Any]:
         for batch in [mixed[0]] if way == "padded" else sorted_ if way == "grouped" else mixed:
             contenders[way].step(batch)
 
-    took = take_turns({way: (lambda way=way: steps(way)) for way in ways}, rounds, warm_up=False)
+    took = take_turns({way: partial(steps, way) for way in ways}, rounds, warm_up=False)
     seconds = {way: took[way] / (1 if way == "padded" else len(mixed)) for way in ways}
     rate = matmul_rate(torch.float32, SIZES[size]["hidden_size"])
     return {"seconds": seconds, "floor": floor(model, data) / rate / seconds["packed fp32"], "losses": first}
