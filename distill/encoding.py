@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,17 +49,17 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.row_id)
 
-    @property
+    @cached_property
     def window_counts(self) -> Array:
         """``(documents,)``: windows of each document."""
         return np.diff(self.documents)
 
-    @property
+    @cached_property
     def tokens(self) -> Array:
         """``(documents,)``: tokens of each document's windows together."""
         return np.diff(self.windows[self.documents])
 
-    @property
+    @cached_property
     def longest_window(self) -> Array:
         """``(documents,)``: tokens of each document's longest window."""
         return np.asarray(np.maximum.reduceat(np.diff(self.windows), self.documents[:-1]))
