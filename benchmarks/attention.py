@@ -52,7 +52,11 @@ def main() -> None:
             for dropout in (0.0, 0.1):
                 states = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
                 took = take_turns(
-                    {"fused": partial(train, fused, states, dropout), "ours": partial(train, ours, states, dropout)}, 7
+                    {
+                        "fused": partial(train, fused, states, dropout),
+                        "ours": partial(train, ours, states, dropout),
+                    },
+                    7,
                 )
                 print(
                     f"{shape} {str(dtype)[6:]} dropout {dropout}: fused {took['fused'] * 1000:.1f} ms, "
