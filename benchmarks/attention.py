@@ -34,7 +34,7 @@ def fused(states: list[Any], dropout: float) -> Any:
 def ours(states: list[Any], dropout: float) -> Any:
     """Run the one of distill."""
     query, key, value = states
-    return attention.full(dropout)(query, key, value)
+    return attention.Full().attend(query, key, value, dropout)
 
 
 def train(kind: Callable[[list[Any], float], Any], states: list[Any], dropout: float) -> None:

@@ -1,25 +1,24 @@
 """Attention over packed documents: exact, without padding, through torch's fused kernel.
 
 States are ``(tokens, width)``, the documents one after another; everything but attention is blind to their
-borders. Each kind of attention here is a function of one document alone. Documents of equal length that
-stand side by side, a :class:`Run`, share a call. Knows no model.
+borders. A :class:`Rule` says which keys a query sees, and is a function of one document alone. On a GPU one
+call serves the whole batch (flex.py); elsewhere documents of equal length that stand side by side, a
+:class:`Run`, share one. Knows no model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, pairwise
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, unflatten
 
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys and values of some documents of one length, each ``(documents, heads, length, head width)``,
-to the queries' contexts, of the same shape."""
 HIDDEN = -1e9
 """Score of a key that must not be seen; finite, since a row of infinities would give NaN."""
 
@@ -43,8 +42,10 @@ class Layout:
 
     offsets: Sequence[int]
     """``documents + 1`` numbers: where each begins, and where the last one ends."""
+    masks: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What flex.py has worked out of each rule, for the layers that share it."""
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each document."""
         return [stop - start for start, stop in pairwise(self.offsets)]
@@ -74,8 +75,27 @@ class Layout:
         return torch.tensor(rows, device=device)
 
 
+class Rule(Protocol):
+    """Which keys each query of a document sees."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """Compute the contexts of documents of one length, ``(documents, heads, length, head width)``."""
+
+    def score(self, layout: Layout, heads: int, device: torch.device) -> tuple[Score, int]:
+        """Say it of every pair of tokens of a packed batch, for flex.py.
+
+        Returns:
+            The function, and how many heads differ in it: 1 where all see the same.
+        """
+
+
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Head, query and key of one document, counted over the packed tokens, to what is added to their score;
+:data:`HIDDEN` where the key is not seen."""
+
+
 def packed(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, kernel: Callable[[Run], Kernel]
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule, dropout: float = 0.0
 ) -> Tensor:
     """Let each document attend to itself.
 
@@ -84,15 +104,19 @@ def packed(
         key: see there.
         value: see there.
         layout: the documents.
-        kernel: chooses a run's kernel.
+        rule: which keys are seen.
+        dropout: probability, of attention weights.
 
     Returns:
         ``(tokens, heads · head width)``.
     """
+    if query.is_cuda and not dropout:  # flex_attention drops nothing out
+        from distill import flex
+
+        return flex.attend(query, key, value, layout, rule)
     parts = []
-    by_run = (layout.split(x) for x in (query, key, value))
-    for run, *states in zip(layout.runs, *by_run, strict=True):
-        context = kernel(run)(*(x.transpose(1, 2) for x in states))
+    for q, k, v in zip(*(layout.split(x) for x in (query, key, value)), strict=True):
+        context = rule.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout)
         parts.append(context.transpose(1, 2).flatten(0, 1).flatten(1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -138,50 +162,69 @@ def drop(weights: Tensor, probability: float) -> Tensor:
     return weights.masked_fill(bits < round(probability * 65536) - 32768, 0.0) / (1 - probability)
 
 
-def full(dropout: float = 0.0) -> Kernel:
-    """Let every token see every token."""
+@dataclass(frozen=True)
+class Full:
+    """Every token sees every token."""
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """See :class:`Rule`."""
         return attend(query, key, value, None, dropout)
 
-    return kernel
+    def score(self, layout: Layout, heads: int, device: torch.device) -> tuple[Score, int]:
+        """See :class:`Rule`."""
+        return lambda head, query, key: torch.zeros_like(query, dtype=torch.float32), 1
 
 
-def window(half: int, global_tokens: int, dropout: float = 0.0, chunk: int = 128) -> Kernel:
-    """Let each token see ``half`` tokens on either side, and the first ``global_tokens`` (Beltagy et al. 2020).
+@dataclass(frozen=True)
+class Window:
+    """Each token sees ``half`` tokens on either side, and the first ones of the document (Beltagy et al. 2020).
 
-    What the global tokens themselves see is not computed here (see :func:`from_first`): their rows are of
+    What these global tokens themselves see is not computed here (see :func:`from_first`): their rows are of
     no use. Queries go in chunks, each with the keys around it, so that time and memory grow with the length.
     """
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        length = query.shape[2]
+    half: int
+    global_tokens: int
+    chunk: int = 128
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Say of places in a document whether the one sees the other."""
+        return ((query - key).abs() <= self.half) | (key < self.global_tokens)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """See :class:`Rule`."""
+        half, chunk, first, length = self.half, self.chunk, self.global_tokens, query.shape[2]
         if length <= half + 1:
-            return full(dropout)(query, key, value)
-        seen, chunks = chunk + 2 * half, -(-length // chunk)
-        device = query.device
+            return attend(query, key, value, None, dropout)
+        seen, chunks, device = chunk + 2 * half, -(-length // chunk), query.device
         if length <= seen:  # one rectangle is less work than the chunks
             at = torch.arange(length, device=device)
-            mask = ((at[:, None] - at).abs() <= half) | (at < global_tokens)
-            return attend(query, key, value, mask, dropout)
+            return attend(query, key, value, self.sees(at[:, None], at), dropout)
 
         def around(states: Tensor) -> Tensor:
             """``(documents, heads, length, w)`` to ``(documents · heads, chunks, global + seen, w)``."""
-            beginning = states[:, :, :global_tokens].flatten(0, 1).unsqueeze(1).expand(-1, chunks, -1, -1)
+            beginning = states[:, :, :first].flatten(0, 1).unsqueeze(1).expand(-1, chunks, -1, -1)
             padded = F.pad(states, (0, 0, half, half + chunks * chunk - length)).flatten(0, 1)
             return torch.cat([beginning, padded.unfold(1, seen, chunk).transpose(2, 3)], dim=2)
 
-        row, column = torch.arange(chunk, device=device)[:, None], torch.arange(seen, device=device)
-        near = (column >= row) & (column - row <= 2 * half)  # (chunk, seen)
-        at = column + chunk * torch.arange(chunks, device=device)[:, None] - half  # (chunks, seen)
-        band = near & ((at >= global_tokens) & (at < length))[:, None]
-        mask = torch.cat([band.new_ones(chunks, chunk, global_tokens), band], dim=2)
+        start = chunk * torch.arange(chunks, device=device)[:, None]
+        rows, columns = (
+            start + torch.arange(chunk, device=device),
+            start + torch.arange(seen, device=device) - half,
+        )
+        band = (
+            self.sees(rows[:, :, None], columns[:, None]) & ((columns >= first) & (columns < length))[:, None]
+        )
+        mask = torch.cat([band.new_ones(chunks, chunk, first), band], dim=2)
         queries = F.pad(query, (0, 0, 0, chunks * chunk - length)).flatten(0, 1)
         queries = unflatten(queries, 1, (chunks, chunk))
         context = attend(queries, around(key), around(value), mask[None], dropout)
         return unflatten(context.flatten(1, 2)[:, :length], 0, query.shape[:2])
 
-    return kernel
+    def score(self, layout: Layout, heads: int, device: torch.device) -> tuple[Score, int]:
+        """See :class:`Rule`."""
+        at = layout.positions(device)
+        return lambda head, query, key: torch.where(self.sees(at[query], at[key]), 0.0, HIDDEN), 1
 
 
 @dataclass(frozen=True)
@@ -224,27 +267,50 @@ class Blocks:
             [bias.expand(heads, -1, -1), torch.zeros_like(self.extra, dtype=bias.dtype)], 2
         )
 
+    def seen(self, present: int) -> tuple[Tensor, Tensor]:
+        """Do as :meth:`slots` for a document that ends in the grid's block ``present - 1``."""
+        middle = min(present, self.count - 1) - self.global_blocks
+        slots, bias = (x[:, :middle] for x in self.slots())
+        return slots.clamp(max=present - 1), bias.masked_fill(slots >= present, HIDDEN)
 
-def blocks(plan: Blocks) -> Kernel:
-    """Let each block of tokens see the blocks that a plan names."""
+    def scores(self, present: int) -> Tensor:
+        """Write :meth:`seen` down for every pair of blocks: ``(heads or 1, present, present)``."""
+        slots, bias = self.seen(present)
+        first, middle = self.global_blocks, slots.shape[1]
+        counted = bias.new_zeros(len(slots), middle, present).scatter_add(2, slots, bias.exp())
+        result = bias.new_zeros(len(slots), present, present)
+        result[:, first : first + middle] = counted.log().clamp(min=HIDDEN)
+        return result
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+
+@dataclass(frozen=True, eq=False)
+class BlockSparse:
+    """Each block of tokens sees the blocks that its document's plan names; a document without one sees all."""
+
+    plan: Callable[[int], Blocks | None]
+    """From a document's length."""
+    size: int
+    """Tokens of a block."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """See :class:`Rule`. Only documents that see all have weights dropped out, as in transformers."""
         heads, length = query.shape[1:3]
+        plan = self.plan(length)
+        if plan is None:
+            return attend(query, key, value, None, dropout)
         size, first = plan.size, plan.global_blocks
         present = -(-length // size)
-        whole = present == plan.count  # else the last, global block of the grid is padding
-        stop = present - 1 if whole else present
+        stop = present - 1 if present == plan.count else present  # else the last, global block is padding
         if stop <= first:
             return attend(query, key, value)
         begin = attend(query[:, :, : first * size], key, value)
-        end = attend(query[:, :, stop * size :], key, value) if whole else query[:, :, :0]
+        end = attend(query[:, :, stop * size :], key, value) if stop < present else query[:, :, :0]
 
-        slots, bias = (x[:, : stop - first] for x in plan.slots())
-        bias = bias.masked_fill(slots >= present, HIDDEN).unsqueeze(3)
-        slots = slots.clamp(max=present - 1)
+        slots, bias = plan.seen(present)
         tail = torch.arange(present * size, device=query.device).view(present, size) >= length
-        mask = bias.expand(-1, -1, -1, size).masked_fill(tail[slots], HIDDEN)  # (heads, middle, slots, size)
-        mask = mask.flatten(2).to(query.dtype).unsqueeze(2).expand(heads, -1, size, -1).flatten(0, 1)
+        mask = bias.unsqueeze(3).expand(-1, -1, -1, size).masked_fill(tail[slots], HIDDEN)
+        mask = mask.flatten(2).to(query.dtype).expand(heads, -1, -1).flatten(0, 1)
+        mask = mask.unsqueeze(1).expand(-1, size, -1)  # of no memory: every query of a block sees the same
         which = torch.arange(heads, device=query.device)[:, None, None]
 
         def gather(states: Tensor) -> Tensor:
@@ -258,7 +324,25 @@ def blocks(plan: Blocks) -> Kernel:
         middle = unflatten(middle, 1, (heads, stop - first)).flatten(2, 3)
         return torch.cat([begin, middle, end], dim=2)[:, :, :length]
 
-    return kernel
+    def score(self, layout: Layout, heads: int, device: torch.device) -> tuple[Score, int]:
+        """See :class:`Rule`."""
+        plans = {length: self.plan(length) for length in layout.lengths}
+        each = max((len(plan.extra) for plan in plans.values() if plan is not None), default=1)
+        most = max(-(-length // self.size) for length in plans)
+        table = torch.zeros(len(plans), each, most, most, device=device)
+        for number, (length, plan) in enumerate(plans.items()):
+            if plan is not None:
+                present = -(-length // self.size)
+                table[number, :, :present, :present] = plan.scores(present)
+        numbers = {length: number for number, length in enumerate(plans)}
+        lengths = torch.tensor(layout.lengths, device=device)
+        which = torch.tensor([numbers[length] for length in layout.lengths], device=device)
+        which, block = which.repeat_interleave(lengths), layout.positions(device) // self.size
+
+        def score(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return table[which[query], head * (each > 1), block[query], block[key]]
+
+        return score, each
 
 
 def from_first(

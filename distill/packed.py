@@ -1,41 +1,82 @@
 """The forward pass of BERT-like encoders over packed documents, with transformers' own modules and weights.
 
-Exact for a classifier that reads the first token: in the last layer everything but the keys' and values'
-side is computed for that token alone. Knows no architecture; each says which modules play which part.
+Exact for a classifier that reads the first token: in the last layer everything but what that token hears
+from the others is computed for it alone. Knows no architecture; each says which modules play which part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn, unflatten
 from torch.utils.checkpoint import checkpoint
 
 from distill import attention
-from distill.attention import Kernel, Layout, Run
+from distill.attention import Full, Layout, Rule
 
 if TYPE_CHECKING:
     from distill.batching import Batch
+
+
+class Mixing(Protocol):
+    """How the tokens of a document hear of each other: attention, or what takes its place."""
+
+    def everywhere(self, states: Tensor, layout: Layout) -> Tensor:
+        """Compute what each token hears: ``(tokens, width)`` to ``(tokens, width)``."""
+
+    def at_first(self, states: Tensor, layout: Layout) -> Tensor:
+        """Compute what each document's first token hears: ``(tokens, width)`` to ``(documents, width)``."""
+
+
+Projections = tuple[nn.Linear, nn.Linear, nn.Linear]
+"""Query, key and value."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention of several heads."""
+
+    projections: Projections
+    heads: int
+    rule: Rule
+    dropout: float
+    """Probability, of attention weights; 0 in evaluation."""
+    readers: Projections | None = None
+    """Of global tokens, where they have their own."""
+    global_tokens: int = 0
+
+    def everywhere(self, states: Tensor, layout: Layout) -> Tensor:
+        """See :class:`Mixing`."""
+        query, key, value = (unflatten(part(states), 1, (self.heads, -1)) for part in self.projections)
+        context = attention.packed(query, key, value, layout, self.rule, self.dropout)
+        if self.readers:
+            found = self._read(self.readers, states, layout, self.global_tokens)
+            rows = layout.first(self.global_tokens, states.device)
+            context = context.index_copy(0, rows, found.to(context.dtype))
+        return context
+
+    def at_first(self, states: Tensor, layout: Layout) -> Tensor:
+        """See :class:`Mixing`."""
+        return self._read(self.readers or self.projections, states, layout, 1)
+
+    def _read(self, projections: Projections, states: Tensor, layout: Layout, count: int) -> Tensor:
+        return attention.from_first(states, layout, *projections, self.heads, count, self.dropout)
 
 
 @dataclass(frozen=True)
 class Layer:
     """One encoder layer's parts, on states of any leading shape."""
 
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
+    mixing: Mixing
     mix: Callable[[Tensor, Tensor], Tensor]
     """Context and residual to states: output projection, dropout, norm."""
     feed: Callable[[Tensor], Tensor]
     """States to states: feed-forward, residual, dropout, norm."""
     recompute: bool
     """Whether the backward pass computes the layer again, in place of keeping what it computed."""
-    readers: tuple[nn.Linear, nn.Linear, nn.Linear] | None = None
-    """Query, key and value of global tokens, where they have their own."""
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -47,28 +88,34 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return chosen  # type: ignore[no-any-return]
 
 
-def bert_layers(model: Any) -> list[Layer]:
+def add(output: Any, states: Tensor, residual: Tensor) -> Tensor:
+    """Run the end of a BERT layer's halves: projection, dropout, residual, norm."""
+    dropout = output.dropout.p if output.training else 0.0
+    result: Tensor = output.LayerNorm(attention.drop(output.dense(states), dropout) + residual)
+    return result
+
+
+def bert_layers(model: Any, rule: Callable[[int], Rule], global_tokens: int) -> list[Layer]:
     """Take apart the layers of a BERT, RoBERTa, BigBird or Longformer, which bear the same names."""
-    act = activation(model.config.hidden_act)
+    settings = model.config
+    act = activation(settings.hidden_act)
+    dropout = settings.attention_probs_dropout_prob if model.training else 0.0
 
-    def add(output: Any, states: Tensor, residual: Tensor) -> Tensor:
-        dropout = output.dropout.p if output.training else 0.0
-        result: Tensor = output.LayerNorm(attention.drop(output.dense(states), dropout) + residual)
-        return result
-
-    def layer_of(layer: Any) -> Layer:
+    def layer_of(number: int, layer: Any) -> Layer:
         own = layer.attention.self
+        readers = (
+            (own.query_global, own.key_global, own.value_global) if hasattr(own, "query_global") else None
+        )
         return Layer(
-            own.query,
-            own.key,
-            own.value,
+            Attention(
+                (own.query, own.key, own.value), settings.num_attention_heads, rule(number), dropout, readers, global_tokens
+            ),
             lambda context, states: add(layer.attention.output, context, states),
             lambda states: add(layer.output, act(layer.intermediate.dense(states)), states),
             layer.gradient_checkpointing,
-            (own.query_global, own.key_global, own.value_global) if hasattr(own, "query_global") else None,
-        )
+        )  # fmt: skip
 
-    return [layer_of(layer) for layer in model.base_model.encoder.layer]
+    return [layer_of(number, layer) for number, layer in enumerate(model.base_model.encoder.layer)]
 
 
 def embed(model: Any, batch: Batch, layout: Layout, **more: Tensor) -> Tensor:
@@ -80,84 +127,52 @@ def embed(model: Any, batch: Batch, layout: Layout, **more: Tensor) -> Tensor:
     return states[0]
 
 
-def encode(
-    layers: Sequence[Layer],
-    states: Tensor,
-    layout: Layout,
-    heads: int,
-    kernel: Callable[[int, Run], Kernel],
-    global_tokens: int = 0,
-    dropout: float = 0.0,
-) -> Tensor:
+def encode(layers: Sequence[Layer], states: Tensor, layout: Layout) -> Tensor:
     """Run an encoder, and compute of its last layer what the first tokens need.
 
     Args:
         layers: from the bottom up.
         states: ``(tokens, width)``.
         layout: the documents.
-        heads: of the attention.
-        kernel: chooses the attention of a layer, counted from 0, and a run of documents.
-        global_tokens: how many first tokens have projections of their own, ``Layer.readers``.
-        dropout: probability, of attention weights; 0 in evaluation.
 
     Returns:
         The first tokens' states, ``(documents, width)``.
     """
 
-    def attend(number: int, layer: Layer, states: Tensor) -> Tensor:
-        query, key, value = (
-            unflatten(part(states), 1, (heads, -1)) for part in (layer.query, layer.key, layer.value)
-        )
-        context = attention.packed(query, key, value, layout, lambda run: kernel(number, run))
-        if layer.readers:
-            found = attention.from_first(states, layout, *layer.readers, heads, global_tokens, dropout)
-            context = context.index_copy(
-                0, layout.first(global_tokens, states.device), found.to(context.dtype)
-            )
-        return layer.feed(layer.mix(context, states))
+    def everywhere(layer: Layer, states: Tensor) -> Tensor:
+        return layer.feed(layer.mix(layer.mixing.everywhere(states, layout), states))
 
-    def read(layer: Layer, states: Tensor) -> Tensor:
-        projections = layer.readers or (layer.query, layer.key, layer.value)
-        context = attention.from_first(states, layout, *projections, heads, 1, dropout)
-        return layer.feed(layer.mix(context, states[layout.first(1, states.device)]))
+    def at_first(layer: Layer, states: Tensor) -> Tensor:
+        residual = states[layout.first(1, states.device)]
+        return layer.feed(layer.mix(layer.mixing.at_first(states, layout), residual))
 
-    for number, layer in enumerate(layers[:-1]):
-        if layer.recompute and states.requires_grad:
-            states = checkpoint(attend, number, layer, states, use_reentrant=False)
+    for layer in layers:
+        run = at_first if layer is layers[-1] else everywhere
+        if layer.recompute and torch.is_grad_enabled():
+            states = checkpoint(run, layer, states, use_reentrant=False)
         else:
-            states = attend(number, layer, states)
-    if layers[-1].recompute:
-        return checkpoint(read, layers[-1], states, use_reentrant=False)  # type: ignore[no-any-return]
-    return read(layers[-1], states)
+            states = run(layer, states)
+    return states
 
 
 def bert_forward(
-    model: Any, batch: Batch, kernel: Callable[[int, Run, float], Kernel], global_tokens: int = 0
+    model: Any, batch: Batch, rule: Callable[[int], Rule] = lambda _: Full(), global_tokens: int = 0
 ) -> Tensor:
     """Run a classifier whose parts bear BERT's names.
 
     Args:
         model: transformers' classifier of a BERT, RoBERTa, BigBird or Longformer.
         batch: the documents.
-        kernel: chooses the attention of a layer, counted from 0, a run, and a probability of dropout.
-        global_tokens: see :func:`encode`.
+        rule: of a layer's attention, the layers counted from 0.
+        global_tokens: how many first tokens have projections of their own, where the model has those.
 
     Returns:
         Logits ``(windows, classes)``.
     """
     layout = Layout(batch.windows.tolist())
-    settings = model.config
-    dropout = settings.attention_probs_dropout_prob if model.training else 0.0
-    segments = batch.segments if settings.type_vocab_size > 1 else torch.zeros_like(batch.segments)
-    first = encode(
-        bert_layers(model),
-        embed(model, batch, layout, token_type_ids=segments[None]),
-        layout,
-        settings.num_attention_heads,
-        lambda number, run: kernel(number, run, dropout),
-        global_tokens,
-        dropout,
-    )
+    segments = batch.segments if model.config.type_vocab_size > 1 else torch.zeros_like(batch.segments)
+    states = embed(model, batch, layout, token_type_ids=segments[None])
+    first = encode(bert_layers(model, rule, global_tokens), states, layout)
     pooler = getattr(model.base_model, "pooler", None)
     if hasattr(model, "dropout") and pooler is not None:
         first = model.dropout(pooler(first.unsqueeze(1)))
@@ -169,4 +184,4 @@ def bert_forward(
 
 def forward(model: Any, config: Any, batch: Batch) -> Tensor:
     """Run a full-attention classifier whose parts bear BERT's names; logits ``(windows, classes)``."""
-    return bert_forward(model, batch, lambda number, run, dropout: attention.full(dropout))
+    return bert_forward(model, batch)

@@ -54,32 +54,25 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
 
 def forward(model: Any, config: Config, batch: Batch) -> Tensor:
     """Run the classifier; logits ``(windows, classes)``."""
-    from distill import attention, packed
+    from distill import packed
+    from distill.attention import Layout
 
-    settings = model.config
-    dropout = settings.attention_dropout if model.training else 0.0
-    layout = attention.Layout(batch.windows.tolist())
-    first = packed.encode(
-        [_layer(block) for block in model.distilbert.transformer.layer],
-        packed.embed(model, batch, layout),
-        layout,
-        settings.n_heads,
-        lambda number, run: attention.full(dropout),
-        dropout=dropout,
-    )
+    layout = Layout(batch.windows.tolist())
+    layers = [_layer(block, model) for block in model.distilbert.transformer.layer]
+    first = packed.encode(layers, packed.embed(model, batch, layout), layout)
     logits: Tensor = model.classifier(model.dropout(model.pre_classifier(first).relu()))
     return logits
 
 
-def _layer(block: Any) -> Any:
+def _layer(block: Any, model: Any) -> Any:
     """Name a layer's parts."""
-    from distill.packed import Layer
+    from distill.attention import Full
+    from distill.packed import Attention, Layer
 
-    own = block.attention
+    own, settings = block.attention, model.config
+    dropout = settings.attention_dropout if model.training else 0.0
     return Layer(
-        own.q_lin,
-        own.k_lin,
-        own.v_lin,
+        Attention((own.q_lin, own.k_lin, own.v_lin), settings.n_heads, Full(), dropout),
         lambda context, states: block.sa_layer_norm(own.out_lin(context) + states),
         lambda states: block.output_layer_norm(block.ffn(states) + states),
         block.gradient_checkpointing,

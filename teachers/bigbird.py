@@ -123,18 +123,27 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
 
 def forward(model: Any, config: Config, batch: Batch) -> Tensor:
     """Run the classifier; logits ``(windows, classes)``."""
+    from functools import cache
+
     from distill import attention, packed
-    from distill.attention import Kernel, Run
 
     device = batch.token_ids.device
 
-    def kernel(layer: int, run: Run, dropout: float) -> Kernel:
-        count = grid(model, config, run.length)
-        if not count:
-            return attention.full(dropout)
-        return attention.blocks(_plan(model, config, layer, count, device))  # stock drops nothing here either
+    @cache
+    def rule(layer: int) -> attention.BlockSparse:
+        def plan(length: int) -> Blocks | None:
+            count = grid(model, config, length)
+            return _plan(model, config, layer, count, device) if count else None
 
-    return packed.bert_forward(model, batch, kernel)
+        return attention.BlockSparse(plan, int(model.config.block_size))
+
+    # Without random blocks all layers see the same.
+    return packed.bert_forward(model, batch, lambda layer: rule(layer if _draws(model, config) else 0))
+
+
+def _draws(model: Any, config: Config) -> bool:
+    """Say whether the plan has random blocks: in evaluation stock has none, but counts the first block more."""
+    return bool(model.config.num_random_blocks) and (model.training or config.random_plan == "fixed")
 
 
 def _plan(model: Any, config: Config, layer: int, count: int, device: torch.device) -> Blocks:
@@ -149,7 +158,7 @@ def _plan(model: Any, config: Config, layer: int, count: int, device: torch.devi
     none = torch.zeros(1, max(count - 1 - first, 0), 0, dtype=torch.long, device=device)
     if not random or count <= first + 1:
         return Blocks(size, count, none, 1, first)
-    if not model.training and config.random_plan == "stock":
+    if not _draws(model, config):
         return Blocks(size, count, none, 1 + random, first)
     drawn = _bigbird_plan.random_blocks(
         layer, settings.num_attention_heads, size, count, random, settings.max_position_embeddings

@@ -124,7 +124,7 @@ def forward(model: Any, config: Config, batch: Batch) -> Tensor:
     return packed.bert_forward(
         model,
         batch,
-        lambda number, run, dropout: attention.window(halves[number], config.global_tokens, dropout),
+        lambda layer: attention.Window(halves[layer], config.global_tokens),
         config.global_tokens,
     )
 

@@ -14,7 +14,8 @@ import torch
 from conftest import TINY, documents
 from torch import Tensor
 
-from distill import catalog, models, pretrained
+from distill import attention, catalog, flex, models, pretrained
+from distill.attention import Blocks, BlockSparse, Full, Layout, Rule, Window
 from distill.batching import Batch, collate, micro_batches
 from distill.encoding import Encoded
 from distill.errors import DataError, RecipeError
@@ -196,6 +197,11 @@ def test_packed_and_stock_agree_in_logits_and_in_every_gradient(
     found, expected = (gradients(m, [batch], training=training) for m in (ours, stock))
     with torch.no_grad():
         torch.testing.assert_close(ours(batch), stock(batch), atol=1e-5, rtol=1e-5)
+    agree(found, expected)
+
+
+def agree(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Hold gradients against one another, each by its own size; one that is absent must be zero."""
     assert found.keys() <= expected.keys()
     for name, gradient in expected.items():
         # A key's bias has a gradient of zero but for rounding: it is measured by its weights'.
@@ -203,6 +209,37 @@ def test_packed_and_stock_agree_in_logits_and_in_every_gradient(
         torch.testing.assert_close(
             found.get(name, torch.zeros_like(gradient)), gradient, atol=1e-4 * scale, rtol=0, msg=name
         )
+
+
+PUBLISHED = {
+    "bigbird": {"block_size": 64, "random_blocks": 3},
+    "longformer": {"window": 512, "global_tokens": 1},
+}
+# One token, two, around a block of 64, around the last length of full attention (704), and beyond.
+REAL_LENGTHS = [63, 1, 704, 1024, 2, 4096, 65, 705, 64, 2048, 703]
+
+
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "teacher_layers"])
+def test_packed_and_stock_agree_at_the_published_blocks_windows_and_lengths(
+    architecture: str, make: Make
+) -> None:
+    wide = {"max_position_embeddings": 4096} if ARCHITECTURES[architecture]["section"] == "student" else {}
+    config = {**ARCHITECTURES[architecture]["config"], **WITHOUT_DROPOUT, **wide}
+    fields = {"max_length": 4096, "config": config, **PUBLISHED.get(architecture, {})}
+    ours, stock = make(architecture, **fields), make(architecture, engine="stock", **fields)
+    stock.load_state_dict(ours.state_dict())
+    data = packed(REAL_LENGTHS)
+    # Stock pads to the longest: documents of like length keep the test quick.
+    parts = micro_batches(data, np.arange(len(data)), 8192, stock.padding)
+    expected = torch.zeros(len(data), 2)
+    with torch.no_grad():
+        for part in parts:
+            expected[part] = stock(collate(data, part))
+        found = ours(collate(data, range(len(data))))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    some = [0, 1, 3, 7]
+    batch = collate(data, some)
+    agree(gradients(ours, [batch], training=False), gradients(stock, [batch], training=False))
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
@@ -236,20 +273,17 @@ def test_bigbird_without_random_blocks_equals_full_attention_under_its_mask(
     global_blocks: int, make: Make
 ) -> None:
     """The stock code cannot do either; a dense mask can."""
-    from distill import attention
-    from distill.attention import Blocks, Layout
-
     size, lengths = 4, [40, 37, 8, 3, 24]
     torch.manual_seed(0)
     query, key, value = torch.randn(3, sum(lengths), 2, 8)
     offsets = np.cumsum([0, *lengths]).tolist()
 
-    def kernel(run: Any) -> Any:
-        count = -(-run.length // size)
+    def plan(length: int) -> Blocks:
+        count = -(-length // size)
         none = torch.zeros(1, max(0, count - 1 - global_blocks), 0, dtype=torch.long)
-        return attention.blocks(Blocks(size, count, none, 1, global_blocks))
+        return Blocks(size, count, none, 1, global_blocks)
 
-    found = attention.packed(query, key, value, Layout(offsets), kernel)
+    found = attention.packed(query, key, value, Layout(offsets), attention.BlockSparse(plan, size))
     for start, length in zip(offsets, lengths, strict=False):
         block = torch.arange(length) // size
         last = int(block[-1])
@@ -258,6 +292,38 @@ def test_bigbird_without_random_blocks_equals_full_attention_under_its_mask(
         one = [x[start : start + length].transpose(0, 1) for x in (query, key, value)]
         expected = torch.nn.functional.scaled_dot_product_attention(one[0], one[1], one[2], mask)
         torch.testing.assert_close(found[start : start + length], expected.transpose(0, 1).flatten(1))
+
+
+RULES: dict[str, Rule] = {
+    "full": Full(),
+    "window": Window(4, 2, chunk=8),
+    "blocks": BlockSparse(lambda length: plan_of(length), 4),
+}
+
+
+def plan_of(length: int) -> Blocks | None:
+    """Draw random blocks that differ by head, one of them twice; short documents see all."""
+    count = -(-length // 4)
+    if count < 5:
+        return None
+    extra = torch.from_numpy(np.random.default_rng(count).integers(0, count, (2, count - 2, 2)))
+    return Blocks(4, count, extra, 3)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # for a GPU it is compiled
+@pytest.mark.parametrize("rule", RULES)
+def test_one_call_for_the_whole_batch_equals_the_runs_of_documents(rule: str) -> None:
+    """The way of a GPU: on a CPU its forward pass alone runs."""
+    layout = Layout(np.cumsum([0, 3, 40, 40, 1, 17, 33, 9]).tolist())
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, layout.offsets[-1], 2, 8)
+    with torch.inference_mode():
+        found = flex.attend(query, key, value, layout, RULES[rule])
+        expected = attention.packed(query, key, value, layout, RULES[rule])
+        full = attention.packed(query, key, value, layout, Full())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    if rule != "full":
+        assert float((expected - full).abs().max()) > 0.1
 
 
 def gradients(model: Classifier, batches: Sequence[Batch], training: bool = True) -> dict[str, Tensor]:
