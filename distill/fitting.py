@@ -64,7 +64,7 @@ def cost_of(model: Classifier, settings: Train, documents: Encoded) -> planning.
     parameters = model.parameters_count
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     hidden = int(getattr(config, "hidden_size", 0) or config.dim)
-    heads = int(getattr(config, "num_attention_heads", 0) or config.n_heads)
+    heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "n_heads", 0))  # FNet: none
     longest = int(documents.longest_window.max())
     steps = total_steps(settings, len(documents))
     return planning.estimate(

@@ -61,13 +61,14 @@ class Classifier(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.task = task
-        self._forward = getattr(module, "forward", packed.forward)
-        self.padding: Padding | None = None
+        stock = config.engine == "stock"
+        self._forward = (
+            getattr(module, "stock", padded.forward) if stock else getattr(module, "forward", packed.forward)
+        )
+        self.padding: Padding | None = (lambda _: 0) if stock else None
         """How the forward pass pads, where it does."""
-        if config.engine == "stock":
-            self._forward = getattr(module, "stock", padded.forward)
-            bucket = getattr(module, "bucket", None)
-            self.padding = (lambda length: int(bucket(model, config, length))) if bucket else lambda _: 0
+        if hasattr(module, "padding"):
+            self.padding = module.padding(model, config)
 
     @property
     def labels(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,17 @@ def pad(values: Tensor, windows: Tensor, width: int, fill: int = 0) -> Tensor:
     result = values.new_full((len(lengths), width), fill)
     result[rows, columns] = values
     return result
+
+
+def filled(batch: Batch, width: int, fill: int) -> Batch:
+    """Put padding tokens behind each window, up to ``width`` tokens: for models that read them as text."""
+    import torch
+
+    ids, segments = (
+        pad(x, batch.windows, width, f).flatten() for x, f in ((batch.token_ids, fill), (batch.segments, 0))
+    )
+    windows = torch.arange(0, len(ids) + 1, width, device=ids.device)
+    return replace(batch, token_ids=ids, segments=segments, windows=windows)
 
 
 def inputs(model: Any, batch: Batch, width: int | None = None) -> dict[str, torch.Tensor]:

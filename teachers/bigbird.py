@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill.attention import Blocks
-    from distill.batching import Batch
+    from distill.batching import Batch, Padding
     from distill.tasks import TaskSpec
 
 MODEL_TYPE = "big_bird"
@@ -63,9 +63,11 @@ def grid(model: Any, config: Config, length: int) -> int:
     return 0 if length <= longest_full(settings) else -(-length // int(settings.block_size))
 
 
-def bucket(model: Any, config: Config, length: int) -> int:
-    """Return the width in tokens to which the stock forward pads a document, 0 where any will do."""
-    return grid(model, config, length) * int(model.config.block_size)
+def padding(model: Any, config: Config) -> Padding | None:
+    """Say how the stock forward pads: to a document's grid, to any width where it has none."""
+    if config.engine == "packed":
+        return None
+    return lambda length: grid(model, config, length) * int(model.config.block_size)
 
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
@@ -173,8 +175,10 @@ def stock(model: Any, config: Config, batch: Batch) -> Tensor:
 
     from distill import padded
 
+    pad = padding(model, config)
+    assert pad is not None, "the stock forward pass pads"
     lengths = batch.windows.diff().tolist()
-    widths = np.array([bucket(model, config, length) for length in lengths])
+    widths = np.array([pad(length) for length in lengths])
     result: dict[int, Tensor] = {}
     # The stock plan of random blocks seeds NumPy's global generator with the layer's number.
     state = np.random.get_state()

@@ -27,6 +27,7 @@ torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
 
 TASK = TaskSpec("single_label", ("bad", "good"), "accuracy")
 SMALL = {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64}
+FOURIER = {"num_hidden_layers": 2, "hidden_size": 30, "intermediate_size": 64}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bigbird": {"section": "teacher", "block_size": 4, "random_blocks": 1, "config": TINY},
     "longformer": {"section": "teacher", "window": [4, 8], "global_tokens": 3, "config": TINY},
@@ -34,6 +35,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": {"section": "teacher", "config": TINY},
     "bert_miniature": {"section": "student", "checkpoint": None, "config": TINY},
     "distilbert": {"section": "student", "checkpoint": None, "config": SMALL},
+    "fnet": {"section": "student", "checkpoint": None, "config": FOURIER},
     "teacher_layers": {"section": "student", "layers": [1, 0]},
 }
 # BigBird: (5 + 2 · 1) · 4 = 28 tokens is the last length that is read with full attention.
@@ -374,6 +376,42 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_document_in_long_and_sh
     models.checkpoint_activations(model.model)
     for name, gradient in gradients(model, [batch]).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("width", [30, 31])
+def test_fnet_at_a_fixed_length_is_stock_over_padding_tokens_and_another_model_than_without(
+    width: int, make: Make
+) -> None:
+    fields = {**FOURIER, "hidden_size": width}
+    fixed = make("fnet", transform="max_length", max_length=64, config=fields)
+    own = make("fnet", max_length=64, config=fields)
+    own.load_state_dict(fixed.state_dict())
+    data = packed([64, 20, 1, 33])
+    for at in range(len(data)):
+        ids = torch.from_numpy(data.token_ids[data.windows[at] : data.windows[at + 1]].astype(np.int64))
+        filled = torch.nn.functional.pad(ids, (0, 64 - len(ids)), value=fixed.model.config.pad_token_id)
+        with torch.inference_mode():
+            alone, wide = (own.model(input_ids=x[None]).logits for x in (ids, filled))
+        torch.testing.assert_close(read(own, data, range(len(data)))[at], alone[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(read(fixed, data, range(len(data)))[at], wide[0], atol=1e-5, rtol=1e-5)
+        assert (len(ids) == 64) == bool((wide - alone).abs().max() < 1e-3)
+    stock = make("fnet", transform="max_length", max_length=64, config=fields, engine="stock")
+    stock.load_state_dict(fixed.state_dict())
+    batch = collate(data, range(len(data)))
+    agree(gradients(fixed, [batch], training=False), gradients(stock, [batch], training=False))
+
+
+def test_a_released_fnet_is_read_at_the_length_that_it_was_trained_at() -> None:
+    config = catalog.load("student", "fnet").Config
+    assert config(architecture="fnet").is_filled
+    assert not config(architecture="fnet", transform="document").is_filled
+    assert not config(architecture="fnet", checkpoint=None).is_filled
+
+
+def test_what_fnet_pads_counts_among_the_tokens_of_a_batch(make: Make) -> None:
+    model, data = make("fnet", transform="max_length", max_length=64), packed([5] * 8)
+    assert [len(part) for part in micro_batches(data, np.arange(8), 128, model.padding)] == [2, 2, 2, 2]
+    assert make("fnet").padding is None
 
 
 def test_longformers_global_tokens_see_and_are_seen_beyond_the_window(make: Make) -> None:
