@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from _shared import here, take_turns
 
-from distill import attention
+from distill.rules import Full
 
 SHAPES = (
     (16, 12, 128, 32),
@@ -34,7 +34,7 @@ def fused(states: list[Any], dropout: float) -> Any:
 def ours(states: list[Any], dropout: float) -> Any:
     """Run the one of distill."""
     query, key, value = states
-    return attention.Full().attend(query, key, value, dropout)
+    return Full().attend(query, key, value, dropout)
 
 
 def train(kind: Callable[[list[Any], float], Any], states: list[Any], dropout: float) -> None:

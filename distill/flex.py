@@ -1,6 +1,6 @@
 """Attention over a whole packed batch in one call of torch's flex_attention, for GPUs.
 
-The rules are those of attention.py; here they become one mask of documents and one function of scores.
+The rules are those of rules.py; here each becomes one mask of documents and one function of scores.
 Masks are worked out once a batch and rule. On a CPU flex_attention has no backward pass: there the tests
 hold its forward pass against the runs of attention.py. **It has not been run on a GPU.**
 """
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention
 
-from distill.attention import HIDDEN, Layout, Rule
+from distill.attention import HIDDEN, Layout
+from distill.rules import Rule
 
 
 @cache

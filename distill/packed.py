@@ -15,7 +15,8 @@ from torch import Tensor, nn, unflatten
 from torch.utils.checkpoint import checkpoint
 
 from distill import attention
-from distill.attention import Full, Layout, Rule
+from distill.attention import Layout
+from distill.rules import Full, Rule
 
 if TYPE_CHECKING:
     from distill.batching import Batch

@@ -66,8 +66,8 @@ def forward(model: Any, config: Config, batch: Batch) -> Tensor:
 
 def _layer(block: Any, model: Any) -> Any:
     """Name a layer's parts."""
-    from distill.attention import Full
     from distill.packed import Attention, Layer
+    from distill.rules import Full
 
     own, settings = block.attention, model.config
     dropout = settings.attention_dropout if model.training else 0.0

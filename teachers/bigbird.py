@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from distill.attention import Blocks
     from distill.batching import Batch, Padding
+    from distill.rules import Blocks
     from distill.tasks import TaskSpec
 
 MODEL_TYPE = "big_bird"
@@ -127,17 +127,17 @@ def forward(model: Any, config: Config, batch: Batch) -> Tensor:
     """Run the classifier; logits ``(windows, classes)``."""
     from functools import cache
 
-    from distill import attention, packed
+    from distill import packed, rules
 
     device = batch.token_ids.device
 
     @cache
-    def rule(layer: int) -> attention.BlockSparse:
+    def rule(layer: int) -> rules.BlockSparse:
         def plan(length: int) -> Blocks | None:
             count = grid(model, config, length)
             return _plan(model, config, layer, count, device) if count else None
 
-        return attention.BlockSparse(plan, int(model.config.block_size))
+        return rules.BlockSparse(plan, int(model.config.block_size))
 
     # Without random blocks all layers see the same.
     return packed.bert_forward(model, batch, lambda layer: rule(layer if _draws(model, config) else 0))
@@ -152,7 +152,7 @@ def _plan(model: Any, config: Config, layer: int, count: int, device: torch.devi
     """Say which blocks a layer's middle blocks see on a grid of ``count`` blocks."""
     import torch
 
-    from distill.attention import Blocks
+    from distill.rules import Blocks
     from distill.teachers import _bigbird_plan
 
     settings = model.config

@@ -118,13 +118,13 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
 
 def forward(model: Any, config: Config, batch: Batch) -> Tensor:
     """Run the classifier with the first tokens global; logits ``(windows, classes)``."""
-    from distill import attention, packed
+    from distill import packed, rules
 
     halves = [width // 2 for width in model.config.attention_window]
     return packed.bert_forward(
         model,
         batch,
-        lambda layer: attention.Window(halves[layer], config.global_tokens),
+        lambda layer: rules.Window(halves[layer], config.global_tokens),
         config.global_tokens,
     )
 

@@ -15,12 +15,13 @@ from conftest import TINY, documents
 from torch import Tensor
 
 from distill import attention, catalog, flex, models, pretrained
-from distill.attention import Blocks, BlockSparse, Full, Layout, Rule, Window
+from distill.attention import Layout
 from distill.batching import Batch, collate, micro_batches
 from distill.encoding import Encoded
 from distill.errors import DataError, RecipeError
 from distill.models import Classifier, weights_hash
 from distill.recipe import Model
+from distill.rules import Blocks, BlockSparse, Full, Rule, Window
 from distill.tasks import TaskSpec
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
@@ -285,7 +286,7 @@ def test_bigbird_without_random_blocks_equals_full_attention_under_its_mask(
         none = torch.zeros(1, max(0, count - 1 - global_blocks), 0, dtype=torch.long)
         return Blocks(size, count, none, 1, global_blocks)
 
-    found = attention.packed(query, key, value, Layout(offsets), attention.BlockSparse(plan, size))
+    found = attention.packed(query, key, value, Layout(offsets), BlockSparse(plan, size))
     for start, length in zip(offsets, lengths, strict=False):
         block = torch.arange(length) // size
         last = int(block[-1])
