@@ -106,11 +106,16 @@ def again(allocator: str, *arguments: str) -> Any:
     return json.loads(found.stdout.splitlines()[-1])
 
 
+def say(line: str = "") -> None:
+    """Print a line at once, whoever reads it."""
+    print(line, flush=True)
+
+
 def conclude(goals: list[Goal]) -> None:
     """Print a line a goal, and exit with 1 where one is missed."""
-    print()
+    say()
     for name, value, goal in goals:
-        print(f"{name} {value:.2f} {goal:g}{'' if value >= goal else '  MISSED'}")
+        say(f"{name} {value:.2f} {goal:g}{'' if value >= goal else '  MISSED'}")
     sys.exit(int(any(value < goal for _, value, goal in goals)))
 
 

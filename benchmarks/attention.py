@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _shared import here, take_turns
+from _shared import here, say, take_turns
 
 from distill.rules import Full
 
@@ -46,7 +46,7 @@ def train(kind: Callable[[list[Any], float], Any], states: list[Any], dropout: f
 def main() -> None:
     """Measure in turns, and print a line for each case."""
     torch.set_num_threads(1)
-    print(here())
+    say(here())
     for shape in SHAPES:
         for dtype in (torch.bfloat16, torch.float32):
             for dropout in (0.0, 0.1):
@@ -58,7 +58,7 @@ def main() -> None:
                     },
                     7,
                 )
-                print(
+                say(
                     f"{shape} {str(dtype)[6:]} dropout {dropout}: fused {took['fused'] * 1000:.1f} ms, "
                     f"ours {took['ours'] * 1000:.1f} ms ({took['fused'] / took['ours']:.2f}x)"
                 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _shared import ALLOCATORS, NO_DROPOUT, SIZES, again, build, conclude, here, reviews, take_turns
+from _shared import ALLOCATORS, NO_DROPOUT, SIZES, again, build, conclude, here, reviews, say, take_turns
 
 from distill import inference, padded
 from distill.batching import collate
@@ -70,24 +70,22 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.inside:
         architecture, size, rounds, count = asked.inside
-        print(json.dumps(measure(architecture, size, int(rounds), int(count))))
+        say(json.dumps(measure(architecture, size, int(rounds), int(count))))
         return
-    print(here())
+    say(here())
     goals = []
     for size in ("4x256",) if asked.quick else ("12x256", "4x768"):
         for architecture in ("bigbird", "longformer"):
             for allocator in ALLOCATORS:
                 found = again(allocator, "--inside", architecture, size, "1" if asked.quick else "3", "64")
                 rates, name = found["rates"], f"{architecture} {size}, {allocator} allocator"
-                print(
+                say(
                     f"{name}: "
                     + ", ".join(
                         f"{way} {r:.1f} docs/s ({r / rates['padded']:.1f}x)" for way, r in rates.items()
                     )
                 )
-                print(
-                    f"  largest difference of a logit {found['gaps']}, of a spread of {found['spread']:.3f}"
-                )
+                say(f"  largest difference of a logit {found['gaps']}, of a spread of {found['spread']:.3f}")
                 goals += [
                     (f"{name}: {way}", rates[way] / rates["padded"], goal)
                     for way, goal in GOALS[allocator].items()

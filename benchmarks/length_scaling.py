@@ -2,7 +2,7 @@
 
     python benchmarks/length_scaling.py [--quick]
 
-Encoders of 4 layers of 256, fp32, random tokens: full attention (BERT), BigBird and Longformer, transformers'
+Encoders of 4 layers of 256, fp32, random tokens: full attention (BERT), BigBird, Longformer and FNet, transformers'
 forward pass (``stock``; BERT's goes through SDPA) and the packed one. The slope is that of the logarithm of
 time over the logarithm of length, from 2,048 tokens on: 1 is linear.
 """
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from _shared import NO_DROPOUT, SIZES, again, build, conclude, here, take_turns
+from _shared import NO_DROPOUT, SIZES, again, build, conclude, here, say, take_turns
 
 from distill.batching import Batch
 from distill.benchmark import idle_memory, peak_memory
 
-ARCHITECTURES = ("bert", "bigbird", "longformer")
+ARCHITECTURES = {"bert": "teacher", "bigbird": "teacher", "longformer": "teacher", "fnet": "student"}
+OWN: dict[str, dict[str, Any]] = {"longformer": {"window": 512}, "fnet": {"checkpoint": None}}
 ENGINES = ("stock", "packed")
 SLOPE, FULL = 1.2, 1.0
 
@@ -37,11 +38,14 @@ def document(length: int) -> Batch:
 
 def model(architecture: str, engine: str, length: int) -> Any:
     """Build an encoder that reads ``length`` tokens."""
-    own = {"window": 512} if architecture == "longformer" else {}
+    own = OWN.get(architecture, {})
+    sizes: dict[str, Any] = {**SIZES["4x256"], **NO_DROPOUT}
+    if architecture == "fnet":  # no heads, and no attention to drop
+        sizes = {name: value for name, value in sizes.items() if "attention" not in name}
     return build(
-        "teacher",
+        ARCHITECTURES[architecture],
         architecture,
-        config={**SIZES["4x256"], **NO_DROPOUT},
+        config=sizes,
         max_length=length,
         engine=engine,
         **own,
@@ -89,29 +93,29 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.inside:
         if asked.inside[0] == "time":
-            print(json.dumps(measure(int(asked.inside[1]), int(asked.inside[2]))))
+            say(json.dumps(measure(int(asked.inside[1]), int(asked.inside[2]))))
         else:
-            print(memory(asked.inside[1], asked.inside[2], int(asked.inside[3])))
+            say(str(memory(asked.inside[1], asked.inside[2], int(asked.inside[3]))))
         return
-    print(here())
+    say(here())
     lengths = [512, 1024, 2048, 4096] + ([] if asked.quick else [8192])
     goals: list[tuple[str, float, float]] = []
     took = {n: again("default", "--inside", "time", str(n), "1" if asked.quick else "3") for n in lengths}
     for kind in ("forward", "training"):
-        print(f"\n{kind}, seconds at {', '.join(f'{n:,}' for n in lengths)} tokens")
+        say(f"\n{kind}, seconds at {', '.join(f'{n:,}' for n in lengths)} tokens")
         for name in took[lengths[0]][kind]:
             seconds = [took[n][kind][name] for n in lengths]
             late = [at for at, n in enumerate(lengths) if n >= 2048]
             slope = np.polyfit(np.log([lengths[at] for at in late]), np.log([seconds[at] for at in late]), 1)[
                 0
             ]
-            print(f"  {name}: " + ", ".join(f"{s:.3f}" for s in seconds) + f"; slope {slope:.2f}")
+            say(f"  {name}: " + ", ".join(f"{s:.3f}" for s in seconds) + f"; slope {slope:.2f}")
             if name in ("bigbird packed", "longformer packed"):
                 goals.append((f"{name} {kind}: {SLOPE} over its slope", SLOPE / float(slope), 1.0))
                 full = [took[n][kind]["bert stock"] for n in lengths]
                 worst = min(f / s for f, s in zip(full, seconds, strict=True))
                 goals.append((f"{name} {kind}: stock full attention over it, at worst", worst, FULL))
-    print(
+    say(
         f"\npeak of a training step above the idle process, MB, at {', '.join(f'{n:,}' for n in lengths)} tokens"
     )
     for architecture in ARCHITECTURES:
@@ -119,7 +123,7 @@ def main() -> None:
             peaks = [
                 again("default", "--inside", "memory", architecture, engine, str(n)) / 1e6 for n in lengths
             ]
-            print(f"  {architecture} {engine}: " + ", ".join(f"{p:.0f}" for p in peaks))
+            say(f"  {architecture} {engine}: " + ", ".join(f"{p:.0f}" for p in peaks))
     conclude(goals)
 
 

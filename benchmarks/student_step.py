@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _shared import build, conclude, here, matmul_rate, reviews, take_turns
+from _shared import build, conclude, here, matmul_rate, reviews, say, take_turns
 
 from distill import padded
 from distill.batching import collate, steps
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under four minutes")
     rounds = 5 if parser.parse_args().quick else 15
     torch.set_num_threads(1)
-    print(here())
+    say(here())
     data = reviews(STEP, LENGTH)
     data.labels[:], data.labelled[:] = np.arange(len(data)) % 2, True
     batch = collate(data, np.arange(STEP), np.random.default_rng(0).normal(size=(STEP, 2)).astype(np.float32))
@@ -150,10 +150,10 @@ def main() -> None:
     live = take_turns({"live": live_step, "cached": lambda: packed_step(taught, True)}, 3)
     base = took["stock, padded to 200"]
     for name, seconds in took.items():
-        print(f"{name}: {seconds * 1000:.0f} ms a step ({base / seconds:.2f}x)")
+        say(f"{name}: {seconds * 1000:.0f} ms a step ({base / seconds:.2f}x)")
     share = floor_seconds(ours, float(data.tokens.sum())) / took["packed bf16"]
-    print(f"packed bf16 is at {share:.0%} of the first layer's matrix floor")
-    print(
+    say(f"packed bf16 is at {share:.0%} of the first layer's matrix floor")
+    say(
         f"a live BERT-base teacher beside stock: {live['live'] * 1000:.0f} ms a step, cached logits: {live['cached'] * 1000:.0f} ms"
     )
 
@@ -169,7 +169,7 @@ def main() -> None:
         began = time.process_time()
         run(texts, labels, soft)
         epochs[name] = time.process_time() - began
-    print(
+    say(
         f"an epoch of {count} reviews from text: Trainer {epochs['trainer']:.1f} s, ours {epochs['ours']:.1f} s"
     )
     conclude([

@@ -28,6 +28,7 @@ from _shared import (
     here,
     matmul_rate,
     reviews,
+    say,
     take_turns,
 )
 
@@ -90,10 +91,10 @@ def floor(model: Any, data: Any) -> float:
     return float(3 * layer * (settings.num_hidden_layers - 1) * data.tokens.sum() / (len(data) / STEP))
 
 
-def measure(architecture: str, size: str, rounds: int) -> dict[str, Any]:
-    """Time all ways of one model."""
+def measure(architecture: str, size: str, rounds: int, count: int) -> dict[str, Any]:
+    """Time all ways of one model over ``count`` reviews."""
     torch.set_num_threads(1)
-    data = reviews(64, LENGTH)
+    data = reviews(count, LENGTH)
     own = {"grid": "max_length"} if architecture == "bigbird" else {"window": 512}
     model = build("teacher", architecture, config={**SIZES[size], **NO_DROPOUT}, max_length=LENGTH, **own)
     ways = ("padded", "dynamic", "grouped", "packed fp32", "packed bf16")
@@ -136,25 +137,27 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.inside:
         what, *rest = asked.inside
-        found: Any = memory(*rest) if what == "memory" else measure(rest[0], rest[1], int(rest[2]))
-        print(json.dumps(found))
+        found: Any = (
+            memory(*rest) if what == "memory" else measure(rest[0], rest[1], int(rest[2]), int(rest[3]))
+        )
+        say(json.dumps(found))
         return
-    print(here())
+    say(here())
     sizes = ("4x256",) if asked.quick else ("12x256", "4x768")
-    rounds = 1 if asked.quick else 3
+    rounds, count = ("1", "32") if asked.quick else ("3", "64")
     goals = []
     for size in sizes:
         for architecture in ("bigbird", "longformer"):
             for allocator in ALLOCATORS:
-                found = again(allocator, "--inside", "time", architecture, size, str(rounds))
+                found = again(allocator, "--inside", "time", architecture, size, rounds, count)
                 seconds, name = found["seconds"], f"{architecture} {size}, {allocator} allocator"
-                print(
+                say(
                     f"{name}: "
                     + ", ".join(
                         f"{way} {s:.2f} s ({seconds['padded'] / s:.1f}x)" for way, s in seconds.items()
                     )
                 )
-                print(
+                say(
                     f"  losses of the first step {found['losses']}; {found['floor']:.0%} of the matrix floor in fp32"
                 )
                 goals += [
@@ -170,7 +173,7 @@ def main() -> None:
                 way: again("default", "--inside", "memory", architecture, size, way)
                 for way in ("padded", "packed fp32")
             }
-            print(
+            say(
                 f"{architecture} {size}: peak "
                 + ", ".join(f"{way} {b / 1e9:.2f} GB" for way, b in peak.items())
             )

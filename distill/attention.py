@@ -61,6 +61,8 @@ class Layout:
 
     def split(self, states: Tensor) -> list[Tensor]:
         """Take ``(tokens, …)`` apart by runs, each ``(documents, length, …)``: views."""
+        if len(self.runs) == 1:
+            return [unflatten(states, 0, (self.runs[0].documents, self.runs[0].length))]
         parts = torch.split(states, [run.tokens for run in self.runs])  # one split: its gradient is one join
         return [
             unflatten(part, 0, (run.documents, run.length))
@@ -74,6 +76,8 @@ class Layout:
 
     def first(self, count: int, device: torch.device) -> Tensor:
         """Find each document's first ``count`` tokens, or all where it has fewer: ``(found,)`` rows."""
+        if count == 1:
+            return torch.tensor(self.offsets[:-1], device=device)
         rows = [at for start, stop in pairwise(self.offsets) for at in range(start, min(start + count, stop))]
         return torch.tensor(rows, device=device)
 
@@ -139,8 +143,10 @@ def drop(weights: Tensor, probability: float) -> Tensor:
 
     On a CPU random numbers are dearer than the attention itself: one of 64 bits serves four entries.
     """
-    if not probability or weights.device.type != "cpu":
-        return F.dropout(weights, probability, probability > 0)
+    if not probability:
+        return weights
+    if weights.device.type != "cpu":
+        return F.dropout(weights, probability)
     draws = torch.empty(-(-weights.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[: weights.numel()].view(weights.shape)
     return weights.masked_fill(bits < round(probability * 65536) - 32768, 0.0) / (1 - probability)

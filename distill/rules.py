@@ -144,10 +144,15 @@ class Blocks:
         )
 
     def seen(self, present: int) -> tuple[Tensor, Tensor]:
-        """Do as :meth:`slots` for a document that ends in the grid's block ``present - 1``."""
+        """Do as :meth:`slots` for a document that ends in the grid's block ``present - 1``.
+
+        Only as many slots are left as any block needs; those that another has no use for are hidden.
+        """
         middle = min(present, self.count - 1) - self.global_blocks
         slots, bias = (x[:, :middle] for x in self.slots())
-        return slots.clamp(max=present - 1), bias.masked_fill(slots >= present, HIDDEN)
+        bias, order = bias.masked_fill(slots >= present, HIDDEN).sort(dim=2, descending=True, stable=True)
+        most = int((bias > HIDDEN).sum(2).max())
+        return slots.gather(2, order).clamp(max=present - 1)[..., :most], bias[..., :most]
 
     def scores(self, present: int) -> Tensor:
         """Write :meth:`seen` down for every pair of blocks: ``(heads or 1, present, present)``."""
@@ -174,25 +179,30 @@ class BlockSparse:
         plan = self.plan(length)
         if plan is None:
             return attend(query, key, value, None, dropout)
-        size, first = plan.size, plan.global_blocks
-        present = -(-length // size)
+        size, first, present = plan.size, plan.global_blocks, -(-length // plan.size)
         stop = present - 1 if present == plan.count else present  # else the last, global block is padding
         if stop <= first:
             return attend(query, key, value)
+        slots, bias = plan.seen(present)
+        sparse = length * size * (first + present - stop) + (stop - first) * size * size * slots.shape[2]
+        if length * length <= 1.25 * sparse:  # one square is less work than gathering
+            rows = plan.scores(present).to(query.dtype).unsqueeze(3).expand(-1, -1, -1, size).flatten(2)
+            mask = rows.unsqueeze(2).expand(-1, -1, size, -1).flatten(1, 2)[None, :, :length, :length]
+            return attend(query, key, value, mask)
+
         begin = attend(query[:, :, : first * size], key, value)
         end = attend(query[:, :, stop * size :], key, value) if stop < present else query[:, :, :0]
-
-        slots, bias = plan.seen(present)
         tail = torch.arange(present * size, device=query.device).view(present, size) >= length
         mask = bias.unsqueeze(3).expand(-1, -1, -1, size).masked_fill(tail[slots], HIDDEN)
         mask = mask.flatten(2).to(query.dtype).expand(heads, -1, -1).flatten(0, 1)
         mask = mask.unsqueeze(1).expand(-1, size, -1)  # of no memory: every query of a block sees the same
-        which = torch.arange(heads, device=query.device)[:, None, None]
+        which = (slots + present * torch.arange(heads, device=query.device)[:, None, None]).flatten()
 
         def gather(states: Tensor) -> Tensor:
             """``(documents, heads, length, w)`` to ``(documents, heads · middle, slots · size, w)``."""
-            padded = unflatten(F.pad(states, (0, 0, 0, present * size - length)), 2, (present, size))
-            return padded[:, which, slots].flatten(3, 4).flatten(1, 2)
+            padded = unflatten(F.pad(states, (0, 0, 0, present * size - length)).flatten(1, 2), 1, (-1, size))
+            found = padded.index_select(1, which)
+            return unflatten(found.flatten(1, 2), 1, (heads * (stop - first), -1))
 
         inner = F.pad(query, (0, 0, 0, present * size - length))[:, :, first * size : stop * size]
         inner = unflatten(inner, 2, (stop - first, size)).flatten(1, 2)
