@@ -41,7 +41,7 @@ def optimizer(model: Any) -> torch.optim.Optimizer:
 def step(model: Any, adam: Any, batch: Any, logits: torch.Tensor) -> None:
     """Make one optimizer step on both losses."""
     objective = Objective("single_label", TERMS)
-    loss = sum(t.weight * objective.per_document(t, logits.float(), batch).mean() for t in TERMS)
+    loss = sum(objective.weight(t) * objective.per_document(t, logits.float(), batch).mean() for t in TERMS)
     loss.backward()  # type: ignore[union-attr]
     adam.step()
     adam.zero_grad()

@@ -7,15 +7,16 @@ what the T² is for (Hinton et al. 2015, section 2.1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.recipe import Loss
+from distill.recipe import Loss, Schedule
 from distill.tasks import Kind
 
 if TYPE_CHECKING:
@@ -48,12 +49,58 @@ def soft(kind: Kind, logits: Tensor, teacher: Tensor, temperature: float) -> Ten
         return temperature**2 * bce.mean(-1)
     target = F.log_softmax(teacher / temperature, dim=-1)
     student = F.log_softmax(logits / temperature, dim=-1)
-    return temperature**2 * F.kl_div(student, target, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * _kl(student, target).sum(-1)
 
 
 def mse_logits(logits: Tensor, teacher: Tensor) -> Tensor:
     """Squared error of the logits, mean over the classes (Ba and Caruana 2014)."""
     return (logits - teacher).square().mean(-1)
+
+
+def dkd(
+    logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float
+) -> Tensor:
+    """Decoupled knowledge distillation, ``T²·(α·TCKD + β·NCKD)``, Zhao et al. 2022.
+
+    TCKD: ``KL(b(t/T) ‖ b(s/T))``, b the probability of the label's class, and of all others together.
+    NCKD: ``KL(p̂(t/T) ‖ p̂(s/T))``, p̂ the softmax over the other classes alone; 0 where there is one other.
+    With ``α = 1`` and the teacher's probability of the other classes in place of β it is Hinton's loss.
+
+    Args:
+        logits: the student's ``(documents, classes)``.
+        teacher: the teacher's.
+        labels: ``(documents,)`` class numbers.
+        temperature: T.
+        alpha: α.
+        beta: β.
+    """
+    of_label = F.one_hot(labels, logits.shape[1]).bool()
+
+    def split(of: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-odds of the label ``(documents,)``, and log p̂ of the others ``(documents, classes - 1)``."""
+        others = of[~of_label].view(len(of), -1) / temperature
+        return of[of_label] / temperature - others.logsumexp(-1), F.log_softmax(others, dim=-1)
+
+    (student_odds, student_others), (odds, others) = split(logits), split(teacher)
+    tckd = _kl(F.logsigmoid(student_odds), F.logsigmoid(odds))
+    tckd = tckd + _kl(F.logsigmoid(-student_odds), F.logsigmoid(-odds))
+    nckd = _kl(student_others, others).sum(-1)
+    return temperature**2 * (alpha * tckd + beta * nckd)
+
+
+def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Compute ``p·(log p − log q)``, element by element."""
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True)
+
+
+def value_at(value: float | Schedule, step: int, total: int) -> float:
+    """Return a weight or temperature at a step, counted from 0, of ``total``."""
+    if not isinstance(value, Schedule):
+        return value
+    last = value.until * total - 1  # the last step of its share, where it has arrived
+    gone = min(1.0, step / last) if last > 0 else 1.0
+    factor = gone if value.shape == "linear" else 0.5 * (1 - math.cos(math.pi * gone))
+    return value.start * (1 - factor) + value.end * factor
 
 
 @dataclass(frozen=True)
@@ -63,19 +110,55 @@ class Objective:
     kind: Kind
     terms: Sequence[Loss]
     label_smoothing: float = 0.0
+    step: int = 0
+    """Where scheduled weights and temperatures stand."""
+    total: int = 1
+
+    def at(self, step: int, total: int) -> Objective:
+        """Return the objective of a step, counted from 0, of a run's ``total``."""
+        return replace(self, step=step, total=total)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term reads the teacher's logits."""
-        return any(term.kind != "hard" for term in self.terms)
+        return any(term.needs_teacher for term in self.terms)
+
+    @property
+    def names(self) -> list[str]:
+        """The name under which each term is logged: its kind; ``soft_2`` for a second one."""
+        kinds = [term.kind for term in self.terms]
+        earlier = [kinds[:at].count(kind) for at, kind in enumerate(kinds)]
+        return [f"{kind}_{count + 1}" if count else kind for kind, count in zip(kinds, earlier, strict=True)]
+
+    @property
+    def scheduled(self) -> dict[str, float]:
+        """The weights and temperatures that move, as ``weight_soft``, with their values at this step."""
+        return {
+            f"{field}_{name}": value_at(value, self.step, self.total)
+            for name, term in zip(self.names, self.terms, strict=True)
+            for field, value in (("weight", term.weight), ("temperature", term.temperature))
+            if isinstance(value, Schedule)
+        }
+
+    def weight(self, term: Loss) -> float:
+        """Return a term's weight at this step."""
+        return value_at(term.weight, self.step, self.total)
 
     def per_document(self, term: Loss, logits: Tensor, batch: Batch) -> Tensor:
         """Compute one term, unweighted, ``(documents,)``; 0 for documents without the label it needs."""
+        temperature = value_at(term.temperature, self.step, self.total)
         if term.kind == "hard":
             values = hard(self.kind, logits, batch.labels, self.label_smoothing)
-            # On unlabelled rows the term is absent: where(), so that nothing flows back from there.
-            return torch.where(batch.labelled, values, torch.zeros_like(values))
+            return _absent_without_label(values, batch)
         assert batch.teacher_logits is not None, "a soft term needs the teacher's logits"
+        if term.kind == "dkd":
+            values = dkd(logits, batch.teacher_logits, batch.labels, temperature, term.alpha, term.beta)
+            return _absent_without_label(values, batch)
         if term.kind == "soft":
-            return soft(self.kind, logits, batch.teacher_logits, term.temperature)
+            return soft(self.kind, logits, batch.teacher_logits, temperature)
         return mse_logits(logits, batch.teacher_logits)
+
+
+def _absent_without_label(values: Tensor, batch: Batch) -> Tensor:
+    """Take a term away from unlabelled rows: where(), so that nothing flows back from there."""
+    return torch.where(batch.labelled, values, torch.zeros_like(values))

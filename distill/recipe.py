@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     SerializeAsAny,
+    Tag,
     ValidationError,
     create_model,
     model_validator,
@@ -144,6 +146,11 @@ class Train(Strict):
     """Optimizer steps between two evaluations (and checkpoints); an epoch where absent."""
     patience: Count | None = None
     """Stop after this many evaluations without a better one."""
+    log_gradient_norms: bool = False
+    """Write ``train/gradient_norm_<term>`` beside each ``train/loss_<term>``: the norm of the unweighted term's
+    gradient by all trained weights, before clipping. Costs one more backward pass and one copy of the
+    gradients for each term at the steps that are logged, every tenth and those evaluated, and nothing at the
+    others. What is trained stays the same to the bit."""
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -183,17 +190,70 @@ class Teacher(Model):
     """Make the checkpoint's positions reach max_length by tiling them (Beltagy et al. 2020, section 5)."""
 
 
-class Loss(Strict):
-    """One term of a student's objective (see losses.py)."""
+class Schedule(Strict):
+    """A number that moves with the run's steps: ``{start: 1.0, end: 0.2, shape: linear, until: 0.5}``.
 
-    kind: Literal["hard", "soft", "mse_logits"]
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    It is ``start`` at the first step, ``end`` at the last step of the share ``until``, and stays there.
+    """
+
+    start: Annotated[float, Field(ge=0)]
+    end: Annotated[float, Field(ge=0)]
+    shape: Literal["linear", "cosine"] = "linear"
+    until: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of the run's steps in which it moves."""
+
+
+def _which(value: Any) -> str:
+    return "[schedule]" if isinstance(value, dict | Schedule) else "[number]"
+
+
+# The tags keep an error to the one form that was written; _explain leaves parts with brackets out.
+Scheduled = Annotated[
+    Annotated[float, Field(ge=0), Tag("[number]")] | Annotated[Schedule, Tag("[schedule]")],
+    Discriminator(_which),
+]
+
+
+class Loss(Strict):
+    """One term of a student's objective (see losses.py).
+
+    hard: the labels; rows without one have no such term.
+    soft: the teacher's softened probabilities, by the task's own softmax or sigmoid.
+    mse_logits: the teacher's logits.
+    dkd: the teacher's probability of the label, and how it shares out the rest among the other classes, weighed
+    apart; for single_label alone, and absent on rows without a label, as the hard term is.
+    """
+
+    kind: Literal["hard", "soft", "mse_logits", "dkd"]
+    weight: Scheduled = 1.0
+    """A number, or a schedule of it."""
+    temperature: Scheduled = 1.0
+    """Of soft and dkd: a number above 0, or a schedule of it."""
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    """Of dkd: the weight of the label's class against all others together."""
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """Of dkd: the weight of the other classes among themselves; published settings have 0.5 to 8. With two
+    classes there is one other, and nothing to share out."""
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether rows without a label lack this term."""
+        return self.kind in ("hard", "dkd")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether this term reads the teacher's logits."""
+        return self.kind != "hard"
 
     @model_validator(mode="after")
-    def _temperature_means_something(self) -> Loss:
-        if self.kind != "soft" and self.temperature != 1.0:
-            raise ValueError(f"only the soft loss has a temperature, not {self.kind}")
+    def _numbers_mean_something(self) -> Loss:
+        if self.kind not in ("soft", "dkd") and self.temperature != 1.0:
+            raise ValueError(f"only soft and dkd have a temperature, not {self.kind}")
+        if self.kind != "dkd" and (self.alpha, self.beta) != (1.0, 1.0):
+            raise ValueError(f"only dkd has alpha and beta, not {self.kind}")
+        moved = self.temperature
+        if not (moved if isinstance(moved, float) else min(moved.start, moved.end)):
+            raise ValueError("temperature must be greater than 0")
         return self
 
 
@@ -252,6 +312,16 @@ class Recipe(Strict):
         for section, model in (("teacher", self.teacher), ("student", self.student)):
             if self.task.kind == "regression" and model.train.label_smoothing:
                 raise ValueError(f"{section}.train.label_smoothing has no meaning for task.kind: regression")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_fit_the_task(self) -> Recipe:
+        for number, term in enumerate(self.student.losses):
+            if term.kind == "dkd" and self.task.kind != "single_label":
+                raise ValueError(
+                    f"student.losses.{number}: dkd needs one right class for each row, which task.kind: "
+                    f"{self.task.kind} does not have; take kind: soft"
+                )
         return self
 
 
@@ -332,6 +402,7 @@ def _is_at(model: Any, location: tuple[str | int, ...]) -> type[BaseModel] | Non
         if field is None:
             continue
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        kinds = [getattr(kind, "__origin__", kind) for kind in kinds]
         inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
         if inner:
             model = inner[0]

@@ -24,6 +24,7 @@ from distill.batching import collate, micro_batches, share, steps, steps_per_epo
 from distill.checkpoint import TrainState
 from distill.encoding import Encoded
 from distill.errors import Diverged, Interrupted
+from distill.gradients import TermGradients
 from distill.inference import release_memory
 from distill.losses import Objective
 from distill.models import Classifier
@@ -169,10 +170,13 @@ def train(
             )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, state.step, total)
+            evaluated = (state.step + 1) % every == 0 or state.step + 1 == total
+            logged = evaluated or (state.step + 1) % 10 == 0
+            now, norms = objective.at(state.step, total), logged and settings.log_gradient_norms
             losses = _step(
-                wrapped, model, data, documents, lengths, objective, settings, optimizer, accelerator, lookup
+                wrapped, model, data, documents, lengths, now, settings, optimizer, accelerator, lookup, norms
             )
-            if not all(math.isfinite(value) for value in losses.values()):
+            if not math.isfinite(losses["loss"]):
                 raise Diverged(
                     f"{folder.name}: the loss is not finite at step {state.step + 1} ({losses}); "
                     "lower train.learning_rate, or set train.precision=fp32"
@@ -181,9 +185,9 @@ def train(
             state.tokens += int(lengths[documents].sum())
             progress.advance(1, f"loss {losses['loss']:.3f}")
             asked = _any_rank(stop.asked, accelerator)
-            if state.step % every == 0 or state.step == total:
+            figures = {f"train/{name}": value for name, value in (losses | now.scheduled).items()}
+            if evaluated:
                 state.seconds = time.monotonic() - began
-                figures = {f"train/{name}": value for name, value in losses.items()}
                 figures["train/learning_rate"] = learning_rate(settings, state.step - 1, total)
                 figures["train/tokens_per_second"] = state.tokens / max(state.seconds, 1e-9)
                 release_memory()
@@ -199,8 +203,8 @@ def train(
                     folder.log(state.step, figures | {f"eval/{name}": value for name, value in found.items()})
                     checkpoint.save(folder.checkpoints, model, optimizer.optimizer, best_weights, state)
                     on_evaluation()
-            elif state.step % 10 == 0 and accelerator.is_main_process:
-                folder.log(state.step, {f"train/{name}": value for name, value in losses.items()})
+            elif logged and accelerator.is_main_process:
+                folder.log(state.step, figures)
             if asked and state.step < total:
                 state.seconds = time.monotonic() - began
                 if accelerator.is_main_process:
@@ -234,19 +238,22 @@ def _step(
     optimizer: Any,
     accelerator: Any,
     lookup: Lookup | None,
+    norms: bool = False,
 ) -> dict[str, float]:
     """Make one optimizer step over ``documents``; return the mean of each term, unweighted, and their sum.
 
     Each term is divided by the number of documents that it applies to in the whole step, so that neither
-    the cut into micro-batches nor the number of processes changes it.
+    the cut into micro-batches nor the number of processes changes it. With ``norms`` the norm of each term's
+    gradient is returned as well.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = share(documents, lengths, rank, world)
     idle = len(mine) == 0  # the last step of an epoch may have fewer documents than there are processes
     labelled = max(1, int(data.labelled[documents].sum()))
-    counts = [labelled if term.kind == "hard" else len(documents) for term in objective.terms]
+    counts = [labelled if term.needs_label else len(documents) for term in objective.terms]
     parts = micro_batches(data, documents[:1] if idle else mine, settings.tokens_per_batch, model.padding)
     sums = torch.zeros(len(objective.terms), device=accelerator.device)
+    gradients = TermGradients(model, len(objective.terms)) if norms else None
     for at, indices in enumerate(parts):
         logits = lookup(data.row_id[indices]) if lookup and objective.needs_teacher else None
         batch = collate(data, indices, logits).to(accelerator.device)
@@ -258,7 +265,9 @@ def _step(
                 value = objective.per_document(term, student, batch).sum() / count
                 if not idle:
                     sums[number] += value.detach()
-                    loss = loss + term.weight * value
+                    loss = loss + objective.weight(term) * value
+                    if gradients is not None:
+                        gradients.add(number, value)
             # Gradients are averaged over processes; the terms above are shares of one sum.
             accelerator.backward(loss * world)
     if settings.clip_norm is not None:
@@ -267,8 +276,10 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     if world > 1:
         sums = accelerator.reduce(sums, "sum")
-    values = sums.tolist()
-    result = {"loss": sum(t.weight * v for t, v in zip(objective.terms, values, strict=True))}
-    for term, value in zip(objective.terms, values, strict=True):
-        result[f"loss_{term.kind}"] = value
+    values, names = sums.tolist(), objective.names
+    result = {"loss": sum(objective.weight(t) * v for t, v in zip(objective.terms, values, strict=True))}
+    result |= {f"loss_{name}": value for name, value in zip(names, values, strict=True)}
+    if gradients is not None:
+        found = gradients.norms(accelerator)
+        result |= {f"gradient_norm_{name}": norm for name, norm in zip(names, found, strict=True)}
     return result

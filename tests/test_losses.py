@@ -11,8 +11,8 @@ from scipy import special
 from torch import Tensor
 
 from distill.batching import Batch
-from distill.losses import Objective, hard, mse_logits, soft
-from distill.recipe import Loss
+from distill.losses import Objective, dkd, hard, mse_logits, soft, value_at
+from distill.recipe import Loss, Schedule
 from distill.tasks import Kind
 
 RNG = np.random.default_rng(0)
@@ -98,6 +98,52 @@ def test_mse_of_logits_is_the_mean_over_classes(kind: Kind) -> None:
     np.testing.assert_allclose(mse_logits(tensor(student), tensor(teacher)), expected)
 
 
+def decoupled(student: np.ndarray, teacher: np.ndarray, labels: np.ndarray, t: float) -> tuple[Any, Any]:
+    """TCKD and NCKD from probabilities, class by class, as the paper defines them."""
+    tckd, nckd = [], []
+    for s_row, t_row, label in zip(student / t, teacher / t, labels, strict=True):
+        q, p = np.exp(s_row) / np.exp(s_row).sum(), np.exp(t_row) / np.exp(t_row).sum()
+        tckd.append(
+            p[label] * np.log(p[label] / q[label]) + (1 - p[label]) * np.log((1 - p[label]) / (1 - q[label]))
+        )
+        other_p, other_q = np.delete(p, label) / (1 - p[label]), np.delete(q, label) / (1 - q[label])
+        nckd.append((other_p * np.log(other_p / other_q)).sum())
+    return np.array(tckd), np.array(nckd)
+
+
+@pytest.mark.parametrize("t", [1.0, 2.0, 7.5])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.0, 1.0), (1.5, 8.0)])
+def test_decoupled_loss_is_the_papers(t: float, alpha: float, beta: float) -> None:
+    student, teacher, labels = logits_of("single_label"), logits_of("single_label"), labels_of("single_label")
+    tckd, nckd = decoupled(student, teacher, labels, t)
+    found = dkd(tensor(student), tensor(teacher), tensor(labels), t, alpha, beta)
+    np.testing.assert_allclose(found, t**2 * (alpha * tckd + beta * nckd))
+
+
+def test_the_parts_of_the_decoupled_loss_make_up_hintons() -> None:
+    student, teacher, labels = logits_of("single_label"), logits_of("single_label"), labels_of("single_label")
+    tckd, nckd = (dkd(tensor(student), tensor(teacher), tensor(labels), 2.0, a, 1.0 - a) for a in (1.0, 0.0))
+    p = special.softmax(teacher / 2, axis=1)[np.arange(6), labels]
+    hinton = soft("single_label", tensor(student), tensor(teacher), 2.0)
+    np.testing.assert_allclose(tckd.numpy() + (1 - p) * nckd.numpy(), hinton)
+
+
+def test_with_two_classes_the_decoupled_loss_is_alpha_times_hintons() -> None:
+    student, teacher = logits_of("single_label")[:, :2], logits_of("single_label")[:, :2]
+    found = dkd(tensor(student), tensor(teacher), tensor([0, 1, 0, 1, 1, 0]), 2.0, 3.0, 8.0)
+    np.testing.assert_allclose(found, 3 * soft("single_label", tensor(student), tensor(teacher), 2.0))
+
+
+def test_the_decoupled_loss_of_a_teacher_that_is_sure_is_finite_and_has_a_gradient() -> None:
+    teacher = torch.tensor([[80.0, 0.0, -20.0], [0.0, 90.0, 3.0]])
+    student = torch.zeros(2, 3, requires_grad=True)
+    values = dkd(student, teacher, torch.tensor([0, 0]), 1.0, 1.0, 8.0)
+    (gradient,) = torch.autograd.grad(values.sum(), student)
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(gradient).all()
+    assert (gradient.abs().sum(1) > 0).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_the_values(kind: Kind) -> None:
     student = tensor(logits_of(kind)).requires_grad_()
@@ -109,18 +155,35 @@ def test_gradients_are_those_of_the_values(kind: Kind) -> None:
     assert torch.autograd.gradcheck(lambda s: mse_logits(s, teacher), student)
 
 
-@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
-def test_the_soft_gradient_keeps_its_size_when_the_temperature_changes(kind: Kind) -> None:
+def test_gradients_of_the_decoupled_loss_are_those_of_its_values() -> None:
+    student = tensor(logits_of("single_label")).requires_grad_()
+    teacher, labels = tensor(logits_of("single_label")), tensor(labels_of("single_label"))
+    assert torch.autograd.gradcheck(lambda s: dkd(s, teacher, labels, 2.5, 1.5, 8.0), student)
+
+
+@pytest.mark.parametrize("term", ["soft single_label", "soft multi_label", "dkd"])
+def test_the_gradient_keeps_its_size_when_the_temperature_changes(term: str) -> None:
+    kind: Kind = "multi_label" if "multi" in term else "single_label"
     student, teacher = tensor(0.01 * logits_of(kind)), tensor(0.01 * logits_of(kind))
+    labels = tensor(labels_of("single_label"))
 
     def norm(t: float) -> float:
         at = student.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(soft(kind, at, teacher, t).sum(), at)
+        values = dkd(at, teacher, labels, t, 1.0, 8.0) if term == "dkd" else soft(kind, at, teacher, t)
+        (gradient,) = torch.autograd.grad(values.sum(), at)
         return float(gradient.norm())
 
     # (For small logits; a softmax's curvature makes a difference of a few per cent.)
-    assert norm(2.0) == pytest.approx(norm(1.0), rel=0.05)
-    assert norm(8.0) == pytest.approx(norm(1.0), rel=0.05)
+    assert [norm(t) for t in (2.0, 4.0, 8.0)] == pytest.approx([norm(1.0)] * 3, rel=0.05)
+
+
+@pytest.mark.parametrize("t", [1.0, 4.0])
+def test_the_soft_gradient_of_many_labels_is_t_times_the_difference_of_probabilities(t: float) -> None:
+    student, teacher = logits_of("multi_label"), logits_of("multi_label")
+    at = tensor(student).requires_grad_()
+    (gradient,) = torch.autograd.grad(soft("multi_label", at, tensor(teacher), t).sum(), at)
+    expected = t * (special.expit(student / t) - special.expit(teacher / t)) / 4  # mean over the labels
+    np.testing.assert_allclose(gradient, expected)
 
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label"])
@@ -139,11 +202,12 @@ def batch(kind: Kind, labelled: list[bool], teacher: np.ndarray | None) -> Batch
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_without_a_label_gives_the_hard_term_neither_value_nor_gradient(kind: Kind) -> None:
-    objective = Objective(kind, [Loss(kind="hard")])
+@pytest.mark.parametrize(("kind", "term"), [*((kind, "hard") for kind in KINDS), ("single_label", "dkd")])
+def test_a_row_without_a_label_gives_hard_and_dkd_neither_value_nor_gradient(kind: Kind, term: Any) -> None:
+    objective = Objective(kind, [Loss(kind=term)])
     logits = tensor(logits_of(kind, 3)).requires_grad_()
-    values = objective.per_document(objective.terms[0], logits, batch(kind, [True, False, True], None))
+    rows = batch(kind, [True, False, True], logits_of(kind, 3))
+    values = objective.per_document(objective.terms[0], logits, rows)
     (gradient,) = torch.autograd.grad(values.sum(), logits)
     assert values[1] == 0
     assert (gradient[1] == 0).all()
@@ -168,3 +232,45 @@ def test_a_row_without_a_label_still_has_its_soft_terms() -> None:
 def test_only_soft_terms_need_a_teacher() -> None:
     assert not Objective("single_label", [Loss(kind="hard")]).needs_teacher
     assert Objective("single_label", [Loss(kind="hard"), Loss(kind="mse_logits")]).needs_teacher
+
+
+def test_terms_of_one_kind_are_told_apart_by_name() -> None:
+    terms = [Loss(kind="soft"), Loss(kind="hard"), Loss(kind="soft", temperature=4.0)]
+    assert Objective("single_label", terms).names == ["soft", "hard", "soft_2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [1.0, 0.8, 0.6, 0.4, 0.2]),
+        ({"until": 0.6}, [1.0, 0.6, 0.2, 0.2, 0.2]),
+        ({"shape": "cosine"}, [1.0, 0.8828427, 0.6, 0.3171573, 0.2]),
+        ({"start": 0.0, "end": 4.0}, [0.0, 1.0, 2.0, 3.0, 4.0]),
+        ({"until": 0.1}, [0.2, 0.2, 0.2, 0.2, 0.2]),
+    ],
+)
+def test_a_schedule_runs_from_start_to_end_and_stays_there(
+    changes: dict[str, Any], expected: list[float]
+) -> None:
+    schedule = Schedule.model_validate({"start": 1.0, "end": 0.2, **changes})
+    assert [value_at(schedule, step, 5) for step in range(5)] == pytest.approx(expected)
+    assert value_at(schedule, 4, 5) == schedule.end
+
+
+def test_a_number_stays_what_it_is() -> None:
+    assert [value_at(0.5, step, 3) for step in range(3)] == [0.5] * 3
+
+
+def test_scheduled_temperatures_and_weights_are_those_of_the_step() -> None:
+    moving = Schedule(start=4.0, end=1.0)
+    objective = Objective(
+        "single_label", [Loss(kind="soft", weight=moving, temperature=moving), Loss(kind="hard")]
+    )
+    student, teacher = logits_of("single_label", 3), logits_of("single_label", 3)
+    rows = batch("single_label", [True] * 3, teacher)
+    for step, value in ((0, 4.0), (1, 3.0), (3, 1.0)):
+        now = objective.at(step, 4)
+        found = now.per_document(now.terms[0], tensor(student), rows)
+        np.testing.assert_allclose(found, soft("single_label", tensor(student), tensor(teacher), value))
+        assert now.scheduled == pytest.approx({"weight_soft": value, "temperature_soft": value})
+        assert now.weight(now.terms[0]) == pytest.approx(value)

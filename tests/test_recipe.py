@@ -111,6 +111,7 @@ def test_what_is_dumped_reads_back_the_same(value: Any) -> None:
         ("teacher.train.lerning_rate=1e-3", "unknown key teacher.train.lerning_rate; did you mean 'learning_rate'?"),
         ("data.splits.test.form=train", "unknown key data.splits.test.form; did you mean 'from'?"),
         ("student.losses=[{kind: soft, temprature: 2}]", "unknown key student.losses.0.temprature; did you mean 'temperature'?"),
+        ("student.losses=[{kind: soft, weight: {start: 1, end: 0, untl: 0.5}}]", "unknown key student.losses.0.weight.untl; did you mean 'until'?"),
         ("teacher.windw=64", "unknown key teacher.windw; did you mean 'window'?"),
         ("student.widht=128", "unknown key student.widht; did you mean 'width'?"),
         ("cache.shards=2", "unknown key cache.shards (there are: dtype, precision, rows_per_shard, splits, tokens_per_batch)"),
@@ -139,8 +140,18 @@ def test_an_unknown_key_at_any_depth_is_refused_with_the_nearest(base: str, sett
         ("student.width=100", "student.width: must be 128, 256, 512 or 768, not 100"),
         ("student.losses=soft", "student.losses: must be a list"),
         ("student.losses=[]", "student.losses: must have at least 1 item"),
-        ("student.losses=[{kind: hard, temperature: 2}]", "student.losses.0: only the soft loss has a temperature, not hard"),
-        ("student.losses=[{kind: warm}]", "student.losses.0.kind: must be 'hard', 'soft' or 'mse_logits', not 'warm'"),
+        ("student.losses=[{kind: hard, temperature: 2}]", "student.losses.0: only soft and dkd have a temperature, not hard"),
+        ("student.losses=[{kind: mse_logits, temperature: {start: 1, end: 2}}]", "student.losses.0: only soft and dkd have a temperature, not mse_logits"),
+        ("student.losses=[{kind: soft, beta: 8}]", "student.losses.0: only dkd has alpha and beta, not soft"),
+        ("student.losses=[{kind: soft, temperature: 0}]", "student.losses.0: temperature must be greater than 0"),
+        ("student.losses=[{kind: soft, temperature: {start: 4, end: 0}}]", "student.losses.0: temperature must be greater than 0"),
+        ("student.losses=[{kind: warm}]", "student.losses.0.kind: must be 'hard', 'soft', 'mse_logits' or 'dkd', not 'warm'"),
+        ("student.losses=[{kind: soft, weight: heavy}]", "student.losses.0.weight: must be a valid number (without quotes), not 'heavy'"),
+        ("student.losses=[{kind: soft, weight: -1}]", "student.losses.0.weight: must be greater than or equal to 0, not -1"),
+        ("student.losses=[{kind: soft, weight: {start: 1}}]", "student.losses.0.weight.end is missing"),
+        ("student.losses=[{kind: soft, weight: {start: 1, end: -2}}]", "student.losses.0.weight.end: must be greater than or equal to 0, not -2"),
+        ("student.losses=[{kind: soft, weight: {start: 1, end: 2, shape: round}}]", "student.losses.0.weight.shape: must be 'linear' or 'cosine', not 'round'"),
+        ("student.losses=[{kind: soft, weight: {start: 1, end: 2, until: 50}}]", "student.losses.0.weight.until: must be less than or equal to 1, not 50"),
         ("task.labels=[a, 1]", "task.labels.1: must be a valid string, not 1"),
         ("task.labels=[a, b, a]", "task: labels holds 'a' twice"),
         ("task.metric=acuracy", "task.metric: single_label has no metric 'acuracy'; did you mean 'accuracy'?"),
@@ -172,6 +183,14 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_fits(base: str, setting:
         (
             ["task.kind=regression", "teacher.train.label_smoothing=0.1"],
             "teacher.train.label_smoothing has no meaning",
+        ),
+        (
+            ["task.kind=multi_label", "student.losses=[{kind: hard}, {kind: dkd}]"],
+            "student.losses.1: dkd needs one right class for each row, which task.kind: multi_label does not have; take kind: soft",
+        ),
+        (
+            ["task.kind=regression", "student.losses=[{kind: dkd}]"],
+            "student.losses.0: dkd needs one right class",
         ),
         (["data.text_pair=b", "student.view=head_tail"], "text pairs are read with view: head"),
         (["data.label=[a, a]", "task.kind=multi_label"], "data: label holds 'a' twice"),
@@ -332,6 +351,26 @@ class TestShipped:
         again = recipe.build(yaml_strict.parse(found.dump(), "dump"), "dump")
         assert again.model_dump() == found.model_dump()
         assert again.dump() == found.dump()
+
+
+def test_losses_that_are_set_on_the_command_line_read_back_from_a_dump(base: str) -> None:
+    losses = (
+        "[{kind: dkd, temperature: 4, alpha: 0.5, beta: 8}, "
+        "{kind: soft, weight: {start: 1, end: 0.2, shape: cosine, until: 0.5}, temperature: {start: 4, end: 1}}, "
+        "{kind: hard, weight: 0.5}]"
+    )
+    settings = [f"student.losses={losses}", "student.train.log_gradient_norms=true"]
+    found = recipe.load(base, settings)
+    decoupled, soft, _ = found.student.losses
+    assert (decoupled.temperature, decoupled.alpha, decoupled.beta) == (4.0, 0.5, 8.0)
+    assert soft.weight == recipe.Schedule(start=1.0, end=0.2, shape="cosine", until=0.5)
+    assert soft.temperature == recipe.Schedule(start=4.0, end=1.0)
+    again = recipe.build(yaml_strict.parse(found.dump(), "dump"), "dump")
+    assert again.student == found.student
+    assert again.dump() == found.dump()
+    # A saved model's settings, and the baseline's, are plain values that are checked again.
+    schema = type(found.student)
+    assert schema.model_validate(found.student.model_dump(mode="json")) == found.student
 
 
 def test_a_dump_keeps_labels_that_look_like_numbers(base: str) -> None:

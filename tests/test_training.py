@@ -21,7 +21,7 @@ from distill.encoding import Encoded, concatenate, encode_texts
 from distill.errors import DataError, Diverged, Interrupted
 from distill.losses import Objective
 from distill.models import Classifier, weights_hash
-from distill.recipe import Loss, Train
+from distill.recipe import Loss, Schedule, Train
 from distill.runs import RunFolder
 from distill.tasks import Floats, TaskSpec, quality
 from distill.training import Evaluate, Trained, learning_rate, total_steps, train
@@ -367,7 +367,7 @@ def teacher_logits(rows: Any) -> Floats:
 
 
 def step_gradients(
-    model: Classifier, data: Encoded, tokens: int
+    model: Classifier, data: Encoded, tokens: int, norms: bool = False
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Make one optimizer step over all rows and catch the gradients that it used."""
     accelerator = inference.make_accelerator("fp32")
@@ -382,7 +382,7 @@ def step_gradients(
     objective = Objective("single_label", TERMS)
     values = training._step(
         model, model, data, np.arange(len(data)), data.longest_window, objective, chosen, optimizer,
-        accelerator, teacher_logits,
+        accelerator, teacher_logits, norms,
     )  # fmt: skip
     return values, caught
 
@@ -417,6 +417,88 @@ def test_each_term_is_a_mean_over_the_rows_that_it_applies_to(make: Make) -> Non
     assert values["loss_hard"] == pytest.approx(float(hard), rel=1e-5)
     assert values["loss_soft"] == pytest.approx(float(soft), rel=1e-5)
     assert values["loss"] == pytest.approx(float(soft + 0.5 * hard), rel=1e-5)
+
+
+MOVING = Objective(
+    "single_label",
+    [
+        Loss(kind="soft", weight=Schedule(start=1.0, end=0.0), temperature=Schedule(start=4.0, end=1.0)),
+        Loss(kind="hard", weight=Schedule(start=0.0, end=1.0, shape="cosine", until=0.5)),
+    ],
+)
+
+
+def test_a_run_with_schedules_that_was_stopped_ends_with_the_same_bits(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Fit(tmp_path / "whole", make, evaluate_every=2)
+    whole(objective=MOVING, lookup=teacher_logits)
+    cut = Fit(tmp_path / "cut", make, evaluate_every=2)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            cut(objective=MOVING, lookup=teacher_logits)
+    cut(objective=MOVING, lookup=teacher_logits)
+    assert cut.hash == whole.hash
+
+
+def test_scheduled_values_are_in_the_journal_beside_the_losses_and_fixed_ones_are_not(
+    tmp_path: Path, make: Make
+) -> None:
+    fit = Fit(tmp_path / "run", make)
+    fit(objective=MOVING, lookup=teacher_logits)
+    lines = {e["step"]: e["metrics"] for e in fit.folder.entries()}
+    assert [line["train/weight_soft"] for line in lines.values()] == pytest.approx([5 / 9, 0.0])
+    assert [line["train/temperature_soft"] for line in lines.values()] == pytest.approx([4 - 4 / 3, 1.0])
+    assert [line["train/weight_hard"] for line in lines.values()] == [1.0, 1.0]
+    assert not any("temperature_hard" in name for line in lines.values() for name in line)
+    last = lines[10]
+    assert last["train/loss"] == pytest.approx(last["train/loss_hard"])
+    fixed = Fit(tmp_path / "fixed", make)
+    fixed(objective=Objective("single_label", TERMS), lookup=teacher_logits)
+    names = {name for entry in fixed.folder.entries() for name in entry["metrics"]}
+    assert not any("weight" in name or "temperature" in name for name in names)
+
+
+def test_the_norm_of_each_terms_gradient_is_exact_over_micro_batches(make: Make) -> None:
+    model = make(**NO_DROPOUT).train()
+    data = half_labelled(model)
+    values, _ = step_gradients(make(**NO_DROPOUT).train(), data, 64, norms=True)
+    objective = Objective("single_label", TERMS)
+    batch = collate(data, range(20), teacher_logits(data.row_id))
+    for term, name, count in zip(objective.terms, ("soft", "hard"), (20, 8), strict=True):
+        model.zero_grad()
+        (objective.per_document(term, model(batch), batch).sum() / count).backward()
+        parts = [float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None]
+        assert values[f"gradient_norm_{name}"] == pytest.approx(sum(parts) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_writing_gradient_norms_down_changes_no_weight(
+    checkpointing: bool, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    real = training._step
+
+    def step(*arguments: Any) -> dict[str, float]:
+        asked.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_step", step)
+    hashes, names = [], []
+    for on in (False, True):
+        fit = Fit(
+            tmp_path / str(on), make, rows=48, evaluate_every=4, log_gradient_norms=on, tokens_per_batch=64,
+            gradient_checkpointing=checkpointing, freeze_embeddings=True,
+        )  # fmt: skip
+        fit(objective=Objective("single_label", TERMS), lookup=teacher_logits)
+        hashes.append(fit.hash)
+        names.append({name for entry in fit.folder.entries() for name in entry["metrics"]})
+    assert hashes[0] == hashes[1]
+    assert names[1] - names[0] == {"train/gradient_norm_soft", "train/gradient_norm_hard"}
+    # At the steps that are logged, and at no others.
+    assert [at + 1 for at, on in enumerate(asked[12:]) if on] == [4, 8, 10, 12]
+    assert not any(asked[:12])
 
 
 def test_labels_of_transfer_rows_are_never_used(tmp_path: Path, make: Make) -> None:
