@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill import benchmark, runs
+from distill.calibration import Calibration
 from distill.errors import DataError, UsageError, nearest
 from distill.evaluation import Predictions, agreement
 from distill.runs import Run, RunFolder
@@ -68,6 +69,8 @@ class Row:
     """(distilled − control) / (teacher − control), paired by seed."""
     below: str | None = None
     """The best baseline, where it is better than this line."""
+    teacher_temperature: float | None = None
+    """What its targets were divided by, where ``student.calibrate`` had it fitted."""
 
 
 @dataclass
@@ -308,6 +311,14 @@ def _against_control(row: Row, done: Sequence[_Done], metric: str, notes: list[s
         )
 
 
+def _calibrated(row: Row, done: Sequence[_Done], notes: list[str]) -> None:
+    """Fill in the temperature that a distilled line's teacher was given, and note what it did."""
+    found = next(one.metrics.get("calibration") for one in done if one.run.name == row.runs[0])
+    if found is not None:
+        row.teacher_temperature = found["temperature"]
+        notes.append(f"{row.label}: its teacher's logits were divided by {Calibration(**found)}.")
+
+
 def _verdict(label: str, margin: Figure) -> str:
     """Say what the margin over the control shows, and no more."""
     size = f"{abs(margin.mean):.3f}"
@@ -408,6 +419,7 @@ def compare(
     for row in rows:
         if row.role == "distilled":
             _against_control(row, done, task.metric, notes)
+            _calibrated(row, done, notes)
     _rivals(rows, task.metric, notes)
     tests = len(done[0].row_id)
     if task.metric == "accuracy":

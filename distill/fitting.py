@@ -203,6 +203,9 @@ def record(
         "model": {"parameters": parameters, "bytes": size},
         "train": training,
     }
+    calibration = folder.read().facts.get("calibration")
+    if calibration is not None:
+        figures["calibration"] = calibration
     folder.write_metrics(figures)
     folder.log(
         int(training.get("steps", 0)),

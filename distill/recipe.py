@@ -266,6 +266,9 @@ class Student(Model):
     ]
     ensemble: Literal["mean_logits", "mean_log_probs"] = "mean_logits"
     """How several teachers' logits become one target."""
+    calibrate: bool = False
+    """Divide the target's logits by the temperature that gives the validation labels the least NLL, before any
+    term reads them (Guo et al. 2017); a term's own temperature comes on top. Not for regression."""
 
 
 class Cache(Strict):
@@ -322,6 +325,12 @@ class Recipe(Strict):
                     f"student.losses.{number}: dkd needs one right class for each row, which task.kind: "
                     f"{self.task.kind} does not have; take kind: soft"
                 )
+        if self.student.calibrate and self.task.kind == "regression":
+            raise ValueError("student.calibrate has no meaning for task.kind: regression")
+        if self.student.calibrate and "validation" not in self.cache.splits:
+            raise ValueError(
+                "student.calibrate needs the teacher's logits of validation; add it to cache.splits"
+            )
         return self
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distill import chart
 from distill.comparison import Comparison, Figure, Row
 from distill.files import write_text
+from distill.runs import RunFolder, runs_folder
 from distill.tasks import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
@@ -158,15 +159,17 @@ def _finite(value: Any) -> Any:
 def write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``comparison.csv``, ``comparison.json`` and ``pareto.png``, each complete or not at all.
 
+    The labels that a distilled student's teacher does not believe are put beside them.
+
     Args:
         comparison: what to write.
         folder: where to; made if need be.
 
     Returns:
-        The three paths.
+        All paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in ("comparison.csv", "comparison.json", "pareto.png")]
+    paths = [folder / name for name in ("comparison.csv", "comparison.json")]
     lines = [_flat(row, comparison) for row in comparison.rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -177,6 +180,11 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         paths[1],
         json.dumps(_finite(asdict(comparison)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     )
+    for row in comparison.rows:
+        listed = RunFolder(runs_folder() / row.runs[0]).suspects  # of the teacher: the same for every seed
+        if listed.is_file():
+            paths.append(folder / f"suspects-{row.runs[0]}.json")
+            write_text(paths[-1], listed.read_text(encoding="utf-8"))
     timed = any(row.p50_ms is not None for row in comparison.rows)
     costs = [(row, row.p50_ms if timed else row.parameters) for row in comparison.rows]
     points = [
@@ -185,10 +193,10 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         if cost and math.isfinite(row.quality.mean)
     ]
     if not points:
-        return paths[:2]
+        return paths
     chart.draw(
         points,
-        paths[2],
+        folder / "pareto.png",
         title=f"{comparison.experiment}: {comparison.metric} over {'latency' if timed else 'size'}",
         cost_label="Latency of one document alone, median (ms, log scale)"
         if timed
@@ -196,4 +204,4 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         quality_label=f"{comparison.metric} on {comparison.test_rows:,} test documents",
         lower_is_better=comparison.metric in LOWER_IS_BETTER,
     )
-    return paths
+    return [*paths, folder / "pareto.png"]

@@ -6,6 +6,7 @@ recipe.yaml       resolved
 journal.jsonl     every figure in the order in which it came
 metrics.json      the finished run's figures
 predictions.safetensors   test rows: row_id, logits, labels, words
+suspects.json     of a distilled student: training labels that its teacher does not believe
 model/            what from_pretrained reads
 checkpoints/      gone once the run is finished
 runs/_logits/<key>/ cached logits, found by content and shared by all runs
@@ -89,6 +90,7 @@ class RunFolder:
         self.journal = path / "journal.jsonl"
         self.recipe = path / "recipe.yaml"
         self.predictions = path / "predictions.safetensors"
+        self.suspects = path / "suspects.json"
 
     @property
     def name(self) -> str:

@@ -16,23 +16,24 @@ from distill import (
     catalog,
     fitting,
     hub,
-    logits,
     models,
     planning,
     processes,
     runs,
+    suspects,
     yaml_strict,
 )
 from distill import recipe as recipes
 from distill.data import Corpus
 from distill.encoding import Encoded, concatenate
 from distill.errors import RecipeError, UsageError
+from distill.files import write_json
 from distill.losses import Objective
 from distill.models import Classifier
 from distill.progress import say
 from distill.recipe import Loss, Recipe, Student, Train
 from distill.runs import Role, RunFolder
-from distill.tasks import Floats
+from distill.targets import Targets, open_targets
 from distill.training import Lookup, total_steps
 
 
@@ -111,38 +112,6 @@ def member(group: str, role: Role, number: int) -> str:
     return f"{group}{middle}" + (f"-seed{number}" if number else "")
 
 
-def _soft_targets(
-    job: StudentJob, recipe: Recipe, corpus: Corpus, teachers: list[caching.TeacherRef]
-) -> tuple[Lookup, list[str]]:
-    """Open (or fill) the caches of all teachers and make one look-up of them."""
-    opened: list[logits.Logits]
-    if job.logits is not None:
-        cache = logits.Logits(logits.find(job.logits))
-        logits.refuse_difference(
-            cache.key, {"kind": corpus.task.kind, "labels": list(corpus.task.labels)}, cache.folder.name
-        )
-        for teacher in teachers:
-            if teacher.run is not None:
-                model = models.load(teacher.model)
-                logits.refuse_difference(
-                    cache.key,
-                    logits.key_of(model, cache.key["precision"], cache.key["dtype"]),
-                    cache.folder.name,
-                )
-        opened = [cache]
-    else:
-        opened = [caching.cache_logits(teacher, recipe, corpus) for teacher in teachers]
-    for cache in opened:
-        for name in ("train", "transfer"):
-            if name in corpus.splits:
-                cache.require(corpus.splits[name].row_id)
-
-    def lookup(row_ids: Any) -> Floats:
-        return logits.mean(corpus.task.kind, [cache(row_ids) for cache in opened], recipe.student.ensemble)
-
-    return lookup, [str(cache.folder) for cache in opened]
-
-
 def plan_students(recipe: Recipe, teachers: Sequence[str]) -> fitting.Plan:
     """Describe a student's training run without running it."""
     found = [caching.find_teacher(name) for name in teachers]
@@ -150,7 +119,7 @@ def plan_students(recipe: Recipe, teachers: Sequence[str]) -> fitting.Plan:
     if recipe.student.architecture == "tfidf":
         raise UsageError("--dry-run: tfidf has no tokens and trains in seconds; run it")
     model = models.build(recipe.student, "student", corpus.task, recipe.student.train.seed, _folder(found))
-    trained = ["train", "transfer"] if _is_distilled(recipe.student) else ["train"]
+    trained = ["train", "transfer"] if _reads_unlabelled(recipe.student) else ["train"]
     return fitting.plan(
         f"student {recipe.student.architecture}", corpus, model, recipe.student.train, trained, []
     )
@@ -161,7 +130,11 @@ def _folder(teachers: Sequence[caching.TeacherRef]) -> Path | None:
 
 
 def _is_distilled(student: Student) -> bool:
-    return any(term.kind != "hard" for term in student.losses)
+    return any(term.needs_teacher for term in student.losses)
+
+
+def _reads_unlabelled(student: Student) -> bool:
+    return not all(term.needs_label for term in student.losses)
 
 
 def train_students(job: StudentJob) -> list[RunFolder]:
@@ -201,11 +174,13 @@ def _train_group(
 ) -> list[RunFolder]:
     student = recipe.student
     labelled = both = encoded["train"]
-    lookup: Lookup | None = None
-    caches: list[str] = []
+    targets: Targets | None = None
     if _is_distilled(student):
-        lookup, caches = _soft_targets(job, recipe, corpus, teachers)
-        both = concatenate([labelled, encoded["transfer"]]) if "transfer" in encoded else labelled
+        targets = open_targets(recipe, corpus, teachers, job.logits)
+    if "transfer" in encoded and _reads_unlabelled(student):
+        both = concatenate([labelled, encoded["transfer"]])
+    elif "transfer" in encoded:
+        say("transfer: not used, for every term of student.losses needs a label")
     steps = total_steps(student.train, len(both))
     every = student.train.evaluate_every or max(1, -(-len(both) // student.train.batch_size))
     result = []
@@ -216,15 +191,15 @@ def _train_group(
         passes = steps * settings.batch_size / len(labelled) + 1
         alone = settings.model_copy(update={"epochs": float(passes), "max_steps": steps})
         jobs: list[tuple[Role, Train, Sequence[Loss], Encoded, Lookup | None]] = [
-            ("distilled", settings, student.losses, both, lookup)
+            ("distilled", settings, student.losses, both, targets.lookup if targets else None)
         ]
         if job.control:
             jobs.append(("control", alone, [Loss(kind="hard")], labelled, None))
         for role, chosen, terms, rows, target in jobs:
             model = models.build(student, "student", corpus.task, seed, _folder(teachers))
             planning.require_disk(fitting.cost_of(model, chosen, rows).disk)
-            used = caches if role == "distilled" else []
-            folder = _open_member(job, recipe, role, number, seed, {"logits": used})
+            own = targets if role == "distilled" else None
+            folder = _open_member(job, recipe, role, number, seed, own.facts if own else {"logits": []})
             result.append(folder)
             if processes.agree(folder.read().status) == "finished":
                 continue
@@ -233,9 +208,22 @@ def _train_group(
                 fitting.fit(
                     folder, recipe, corpus, model, {**encoded, "train": rows}, chosen, objective, target
                 )
+                if own is not None:
+                    _list_suspects(folder, corpus, own, tell=number == 0)
             tested = folder.metrics()["test"][corpus.task.metric]
             say(f"{folder.name}: test {corpus.task.metric} {tested:.3f}")
     return result
+
+
+def _list_suspects(folder: RunFolder, corpus: Corpus, targets: Targets, *, tell: bool) -> None:
+    """Write down the training labels that the teacher contradicts; a number has no probability to doubt."""
+    if corpus.task.kind == "regression" or not processes.is_main():
+        return
+    rows = corpus.splits["train"]
+    found = suspects.find(corpus.task, targets.lookup(rows.row_id), rows)
+    write_json(folder.suspects, found)
+    if tell:
+        say(suspects.sentence(found, folder.suspects))
 
 
 def _open_member(

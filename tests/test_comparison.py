@@ -457,6 +457,31 @@ def test_nan_is_null_and_formulas_are_text(benched: Comparison, tmp_path: Path) 
     assert (first["label"], first["group"]) == ("'=HYPERLINK(1)", "'-1+2")
 
 
+def test_a_fitted_temperature_is_noted_and_written_and_suspects_are_copied(
+    study: Make, tmp_path: Path
+) -> None:
+    fitted = {
+        "temperature": 1.8349, "rows": 200, "nll_before": 0.5, "nll_after": 0.41, "ece_before": 0.1, "ece_after": 0.02,
+    }  # fmt: skip
+    for seed in range(3):
+        folder = runs.find(f"s-{seed}")
+        folder.write_metrics(folder.metrics() | {"calibration": fitted})
+        folder.suspects.write_text(json.dumps({"doubted": seed}))
+    comparison = compare(collect(["study"]))
+    assert (
+        "bert_tiny distilled: its teacher's logits were divided by T = 1.83, fitted on 200 validation rows: "
+        "NLL 0.500 → 0.410, ECE 0.100 → 0.020."
+    ) in comparison.notes
+    paths = {path.name: path for path in write(comparison, tmp_path / "report")}
+    written = json.loads(paths["comparison.json"].read_text())
+    assert {row["label"]: row["teacher_temperature"] for row in written["rows"]} == {
+        "teacher bigbird": None, "tfidf": None, "bert_tiny distilled": 1.8349, "bert_tiny control": None,
+    }  # fmt: skip
+    assert written["notes"] == comparison.notes
+    assert json.loads(paths["suspects-s-0.json"].read_text()) == {"doubted": 0}
+    assert list(paths) == ["comparison.csv", "comparison.json", "suspects-s-0.json", "pareto.png"]
+
+
 def png_size(path: Path) -> tuple[int, int]:
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"

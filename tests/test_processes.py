@@ -10,6 +10,8 @@ from pathlib import Path
 
 from conftest import Write, distill
 
+from distill.runs import RunFolder
+
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -21,7 +23,8 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_train_what_one_does(runs: Path, recipe_file: Write) -> None:
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    recipe = str(recipe_file({f"teacher.config.{name}": value for name, value in dropout.items()}))
+    changes = {f"teacher.config.{name}": value for name, value in dropout.items()}
+    recipe = str(recipe_file(changes | {"teacher.train.log_gradient_norms": True}))
     alone = distill("teacher", "--recipe", recipe, "--name", "alone")
     assert alone.returncode == 0, alone.stderr
     done = torchrun("teacher", "--recipe", recipe, "--name", "both")
@@ -30,7 +33,14 @@ def test_two_processes_train_what_one_does(runs: Path, recipe_file: Write) -> No
     found = {name: json.loads((runs / name / "metrics.json").read_text()) for name in ("alone", "both")}
     assert json.loads((runs / "both" / "run.json").read_text())["facts"]["processes"] == 2
     assert abs(found["alone"]["test"]["nll"] - found["both"]["test"]["nll"]) < 1e-4
+    norms = [
+        next(RunFolder(runs / name).entries())["metrics"]["train/gradient_norm_hard"]
+        for name in ("alone", "both")
+    ]
+    assert norms[0] > 0
+    assert abs(norms[1] / norms[0] - 1) < 1e-3
     done = torchrun("student", "--teacher", "both", "--name", "s")
     assert done.returncode == 0, done.stderr
     names = sorted(path.parent.name for path in runs.glob("s*/metrics.json"))
     assert names == ["s", "s-control", "s-tfidf"]
+    assert done.stderr.count("training labels look wrong to the teacher") == 1, "told once"

@@ -192,6 +192,14 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_fits(base: str, setting:
             ["task.kind=regression", "student.losses=[{kind: dkd}]"],
             "student.losses.0: dkd needs one right class",
         ),
+        (
+            ["task.kind=regression", "student.calibrate=true"],
+            "student.calibrate has no meaning for task.kind: regression",
+        ),
+        (
+            ["student.calibrate=true", "cache.splits=[train]"],
+            "student.calibrate needs the teacher's logits of validation; add it to cache.splits",
+        ),
         (["data.text_pair=b", "student.view=head_tail"], "text pairs are read with view: head"),
         (["data.label=[a, a]", "task.kind=multi_label"], "data: label holds 'a' twice"),
         (["tacher=1", "cahce=2"], "unknown key tacher; did you mean 'teacher'? (and 1 more)"),
@@ -359,7 +367,7 @@ def test_losses_that_are_set_on_the_command_line_read_back_from_a_dump(base: str
         "{kind: soft, weight: {start: 1, end: 0.2, shape: cosine, until: 0.5}, temperature: {start: 4, end: 1}}, "
         "{kind: hard, weight: 0.5}]"
     )
-    settings = [f"student.losses={losses}", "student.train.log_gradient_norms=true"]
+    settings = [f"student.losses={losses}", "student.calibrate=true", "student.train.log_gradient_norms=true"]
     found = recipe.load(base, settings)
     decoupled, soft, _ = found.student.losses
     assert (decoupled.temperature, decoupled.alpha, decoupled.beta) == (4.0, 0.5, 8.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -350,6 +351,80 @@ def test_a_damaged_cache_is_refused_and_the_shard_is_named(ready: Recipe) -> Non
     with pytest.raises(DataError, match=f"shard {shard.name} is damaged"):
         stages.train_students(job_of(ready))
     assert [f.name for f in folders.every()] == ["t"]
+
+
+class Knowing:
+    """Cached logits of a teacher that is too sure of itself, right of four validation rows in five."""
+
+    folder = Path("knowing")
+
+    def __init__(self, corpus: data.Corpus) -> None:
+        self.logits: dict[int, float] = {}
+        for name, rows in corpus.splits.items():
+            labels = rows.labels if rows.labels is not None else np.zeros(len(rows))
+            for number, (row, label) in enumerate(zip(rows.row_id, labels, strict=True)):
+                wrong = number % 5 == 0 if name == "validation" else number in (3, 4)
+                self.logits[int(row)] = (5.0 - number % 7 / 10) * (1 if bool(label) != wrong else -1)
+
+    def __call__(self, row_ids: Any) -> Any:
+        first = np.array([self.logits[int(row)] for row in row_ids], np.float32)
+        return np.stack([-first, first], axis=1)
+
+    def require(self, row_ids: Any) -> None:
+        assert {int(row) for row in row_ids} <= self.logits.keys()
+
+
+def test_calibrated_targets_are_the_teachers_logits_over_a_temperature_that_the_run_tells(
+    ready: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = yaml.safe_load(ready.dump())
+    raw["student"] |= {"calibrate": True, "losses": [{"kind": "dkd"}]}
+    recipe, corpus = recipes.build(raw, "x"), data.load(ready)
+    knowing = Knowing(corpus)
+    monkeypatch.setattr(caching, "cache_logits", lambda *_: knowing)
+    seen: dict[int, Any] = {}
+    real = training._step
+
+    def step(wrapped: Any, model: Any, rows: Any, documents: Any, *rest: Any) -> Any:
+        lookup = rest[5]
+        seen.update(zip(rows.row_id[documents].tolist(), lookup(rows.row_id[documents]), strict=True))
+        return real(wrapped, model, rows, documents, *rest)
+
+    monkeypatch.setattr(training, "_step", step)
+    stages.train_students(job_of(recipe, control=False))
+    folder, rows = folders.find("s"), corpus.splits["train"]
+    fitted = folder.read().facts["calibration"]
+    assert fitted == folder.metrics()["calibration"]
+    assert fitted["rows"] == 20
+    assert fitted["temperature"] > 3
+    assert fitted["nll_after"] < fitted["nll_before"]
+    # dkd alone has nothing to say of rows without labels: they are not read.
+    assert sorted(seen) == sorted(rows.row_id.tolist())
+    np.testing.assert_allclose(
+        np.stack([seen[int(row)] for row in rows.row_id]),
+        knowing(rows.row_id) / fitted["temperature"],
+        rtol=1e-6,
+    )
+    told = " ".join(capsys.readouterr().err.split())
+    assert "transfer: not used, for every term of student.losses needs a label" in told
+    assert f"the teacher's logits are divided by T = {fitted['temperature']:.2f}, fitted on 20" in told
+    listed = json.loads(folder.suspects.read_text())
+    assert [one["row_id"] for one in listed["suspects"]] == rows.row_id[[3, 4]].tolist()
+    assert f"{listed['doubted']} of {len(rows)} training labels look wrong to the teacher (p < 0.1)" in told
+    assert str(folder.suspects) in told
+
+
+def test_doubts_are_those_of_the_cached_logits_and_a_control_has_none(ready: Recipe) -> None:
+    stages.train_students(job_of(ready, seeds=2))
+    corpus = data.load(ready)
+    rows, cache = corpus.splits["train"], logits.Logits(logits.every()[0])
+    wrong = rows.row_id[cache(rows.row_id).argmax(1) != rows.labels]
+    for name in ("s", "s-seed1"):
+        listed = json.loads(folders.find(name).suspects.read_text())
+        assert {one["row_id"] for one in listed["suspects"]} <= set(wrong.tolist())
+        assert len(listed["suspects"]) == min(20, len(wrong)) > 0
+        assert "calibration" not in folders.find(name).metrics()
+    assert not any(folders.find(name).suspects.exists() for name in ("s-control", "s-tfidf", "t"))
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -468,7 +468,7 @@ def test_the_norm_of_each_terms_gradient_is_exact_over_micro_batches(make: Make)
     batch = collate(data, range(20), teacher_logits(data.row_id))
     for term, name, count in zip(objective.terms, ("soft", "hard"), (20, 8), strict=True):
         model.zero_grad()
-        (objective.per_document(term, model(batch), batch).sum() / count).backward()
+        torch.autograd.backward(objective.per_document(term, model(batch), batch).sum() / count)
         parts = [float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None]
         assert values[f"gradient_norm_{name}"] == pytest.approx(sum(parts) ** 0.5, rel=1e-4)
 
