@@ -5,6 +5,7 @@ Everything goes to standard error; standard output is for results.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,18 @@ from distill.processes import is_main
 console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 SECONDS_BETWEEN_LINES = 10.0
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    r"""Write out control characters, as ``\x1b``: a label or a file's name must not move the cursor or paint."""
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def say(message: str) -> None:
     """Tell the user one thing, on standard error."""
     if is_main():
-        console.print(message, markup=False, soft_wrap=True)
+        console.print(harmless(message), markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from distill import logits, runs
 from distill.errors import UsageError
 from distill.files import read_json
 from distill.planning import size
 from distill.processes import is_main
-from distill.progress import duration, out, say
+from distill.progress import duration, harmless, out, say
 from distill.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -57,7 +58,13 @@ def plan(found: Plan) -> None:
             f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in split["labels"].items()
         )
         tokens = " / ".join(f"{v:,}" for v in split["tokens"].values())
-        table.add_row(name, f"{split['rows']:,}", labels or "not read", tokens, f"{split['truncated']:.1%}")
+        table.add_row(
+            name,
+            f"{split['rows']:,}",
+            Text(harmless(labels) or "not read"),
+            tokens,
+            f"{split['truncated']:.1%}",
+        )
     out.print(table)
     cost = found.cost
     out.print(
@@ -93,7 +100,7 @@ def caches() -> None:
         rows = f"{read_json(folder / 'manifest.json')['rows']:,}" if whole else ""
         reading = key["reading"]
         table.add_row(
-            folder.name, rows, ", ".join(key["labels"])[:40], f"{reading['max_length']:,} {reading['view']}", key["precision"],
+            folder.name, rows, Text(harmless(", ".join(key["labels"])[:40])), f"{reading['max_length']:,} {reading['view']}", key["precision"],
             "whole" if whole else "unfinished",
         )  # fmt: skip
     if table.row_count:

@@ -27,3 +27,10 @@ def test_progress_is_shown_in_its_unit_with_its_figures(
     assert "caching" in found
     assert "2,500/3,000 tokens" in found
     assert "loss 0.41" in found
+
+
+def test_what_is_said_cannot_paint_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=stream, force_terminal=True, color_system=None))
+    progress.say("label '\x1b[31mred\x9b2J\r\u202e' of zoë is new\nin 日本 [bold]")
+    assert stream.getvalue() == "label '\\x1b[31mred\\x9b2J\\r\\u202e' of zoë is new\nin 日本 [bold]\n"
