@@ -57,7 +57,11 @@ class Tracker:
         self.unit = unit
         self.done = 0
         self._bar = bar
-        self._task = bar.add_task(title, total=total, count=self._count, rate="", figures="") if bar else None
+        self._task = (
+            bar.add_task(harmless(title), total=total, count=self._count, rate="", figures="")
+            if bar
+            else None
+        )
         self._began = self._last = time.monotonic()
         self._start = 0
 
@@ -106,7 +110,7 @@ def track(title: str, total: int, unit: str) -> Iterator[Tracker]:
         yield Tracker(title, total, unit, None)
         return
     bar = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=None),
         TextColumn("{task.fields[count]}"), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
         console=console, transient=True,
     )  # fmt: skip

@@ -73,7 +73,7 @@ def plan(found: Plan) -> None:
         markup=False,
     )
     for note in found.notes:
-        out.print(note, markup=False)
+        out.print(harmless(note), markup=False)
 
 
 def runs_table() -> None:
@@ -84,7 +84,7 @@ def runs_table() -> None:
         metric = found["task"]["metric"] if found else ""
         test = f"{metric} {found['test'][metric]:.3f}" if found else ""
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
-        table.add_row(run.name, run.role, run.model, run.recipe, run.status, test, began)
+        table.add_row(run.name, run.role, run.model, Text(harmless(run.recipe)), run.status, test, began)
     if table.row_count:
         out.print(table)
     else:
@@ -121,7 +121,7 @@ def comparison(names: list[str], *, bench: bool, report: Path | None) -> None:
     if found.buckets:
         out.print(reports.bucket_table(found, out.width))
     for note in found.notes:
-        out.print(note, markup=False)
+        out.print(harmless(note), markup=False)
     newest = max((folder.read() for folder in folders), key=lambda run: run.created)
     target = report or runs.runs_folder() / newest.group / "report"  # of the run that leads the group
     for path in reports.write(found, target):

@@ -34,3 +34,15 @@ def test_what_is_said_cannot_paint_the_terminal(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(progress, "console", Console(file=stream, force_terminal=True, color_system=None))
     progress.say("label '\x1b[31mred\x9b2J\r\u202e' of zoë is new\nin 日本 [bold]")
     assert stream.getvalue() == "label '\\x1b[31mred\\x9b2J\\r\\u202e' of zoë is new\nin 日本 [bold]\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "file"])
+def test_the_title_of_long_work_cannot_paint_the_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=stream, force_terminal=terminal, width=120))
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with progress.track("logits of \x1b]0;mine\x07 [/x]", 10, "tokens") as tracker:
+        tracker.advance(5)
+    assert "logits of \\x1b]0;mine\\x07 [/x]" in stream.getvalue()
