@@ -19,6 +19,7 @@ from distill import catalog, checkpoint, inference, models, training
 from distill.batching import collate, micro_batches
 from distill.encoding import Encoded, concatenate, encode_texts
 from distill.errors import DataError, Diverged, Interrupted
+from distill.files import sha256_file
 from distill.losses import Objective
 from distill.models import Classifier, weights_hash
 from distill.recipe import Loss, Schedule, Train
@@ -358,7 +359,11 @@ def test_biases_and_norms_do_not_decay(make: Make) -> None:
     assert all(p.ndim == 1 for p in others["params"])
 
 
-TERMS: Sequence[Loss] = [Loss(kind="soft", temperature=2.0), Loss(kind="hard", weight=0.5)]
+TERMS: Sequence[Loss] = [
+    Loss(kind="soft", temperature=2.0),
+    Loss(kind="hard", weight=0.5),
+    Loss(kind="dkd", weight=0.25, temperature=2.0),
+]
 
 
 def teacher_logits(rows: Any) -> Floats:
@@ -412,11 +417,13 @@ def test_each_term_is_a_mean_over_the_rows_that_it_applies_to(make: Make) -> Non
     log_p = torch.log_softmax(logits, -1)
     hard = -log_p[:8].gather(1, torch.from_numpy(data.labels[:8, None])).mean()
     p = torch.softmax(torch.from_numpy(teacher_logits(data.row_id)) / 2, -1)
-    soft = 4 * (p * (p.log() - torch.log_softmax(logits / 2, -1))).sum(-1).mean()
+    soft = 4 * (p * (p.log() - torch.log_softmax(logits / 2, -1))).sum(-1)
+    decoupled, soft = soft[:8].mean(), soft.mean()  # with two classes dkd is Hinton's, where there is a label
     values, _ = step_gradients(model, data, 64)
     assert values["loss_hard"] == pytest.approx(float(hard), rel=1e-5)
     assert values["loss_soft"] == pytest.approx(float(soft), rel=1e-5)
-    assert values["loss"] == pytest.approx(float(soft + 0.5 * hard), rel=1e-5)
+    assert values["loss_dkd"] == pytest.approx(float(decoupled), rel=1e-5)
+    assert values["loss"] == pytest.approx(float(soft + 0.5 * hard + 0.25 * decoupled), rel=1e-5)
 
 
 MOVING = Objective(
@@ -428,25 +435,40 @@ MOVING = Objective(
 )
 
 
+def same(model: Classifier) -> dict[str, float]:
+    """Evaluate to one figure, in no time."""
+    return {"accuracy": 0.5}
+
+
 def test_a_run_with_schedules_that_was_stopped_ends_with_the_same_bits(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Fit(tmp_path / "whole", make, evaluate_every=2)
-    whole(objective=MOVING, lookup=teacher_logits)
-    cut = Fit(tmp_path / "cut", make, evaluate_every=2)
+    def fit(folder: str) -> Fit:
+        return Fit(tmp_path / folder, make, rows=24, evaluate_every=2)
+
+    whole, cut = fit("whole"), fit("cut")
+    whole(evaluate=same, objective=MOVING, lookup=teacher_logits)
     with monkeypatch.context() as patch:
-        stop_after(patch, 5, signal.SIGTERM)
+        stop_after(patch, 3, signal.SIGTERM)
         with pytest.raises(Interrupted):
-            cut(objective=MOVING, lookup=teacher_logits)
-    cut(objective=MOVING, lookup=teacher_logits)
-    assert cut.hash == whole.hash
+            cut(evaluate=same, objective=MOVING, lookup=teacher_logits)
+    cut(evaluate=same, objective=MOVING, lookup=teacher_logits)
+    last = [list(one.folder.entries())[-1]["metrics"] for one in (whole, cut)]
+    moved = [{k: v for k, v in line.items() if "_per_second" not in k} for line in last]
+    assert moved[0] == moved[1]
+    assert checkpoint_hash(cut) == checkpoint_hash(whole)
+
+
+def checkpoint_hash(fit: Fit) -> str:
+    """Hash the last step's weights; the model holds those of its best evaluation."""
+    return sha256_file(next(fit.folder.checkpoints.glob("step-*")) / "model.safetensors")
 
 
 def test_scheduled_values_are_in_the_journal_beside_the_losses_and_fixed_ones_are_not(
     tmp_path: Path, make: Make
 ) -> None:
     fit = Fit(tmp_path / "run", make)
-    fit(objective=MOVING, lookup=teacher_logits)
+    fit(evaluate=same, objective=MOVING, lookup=teacher_logits)
     lines = {e["step"]: e["metrics"] for e in fit.folder.entries()}
     assert [line["train/weight_soft"] for line in lines.values()] == pytest.approx([5 / 9, 0.0])
     assert [line["train/temperature_soft"] for line in lines.values()] == pytest.approx([4 - 4 / 3, 1.0])
@@ -454,8 +476,8 @@ def test_scheduled_values_are_in_the_journal_beside_the_losses_and_fixed_ones_ar
     assert not any("temperature_hard" in name for line in lines.values() for name in line)
     last = lines[10]
     assert last["train/loss"] == pytest.approx(last["train/loss_hard"])
-    fixed = Fit(tmp_path / "fixed", make)
-    fixed(objective=Objective("single_label", TERMS), lookup=teacher_logits)
+    fixed = Fit(tmp_path / "fixed", make, max_steps=1)
+    fixed(evaluate=same, objective=Objective("single_label", TERMS), lookup=teacher_logits)
     names = {name for entry in fixed.folder.entries() for name in entry["metrics"]}
     assert not any("weight" in name or "temperature" in name for name in names)
 
@@ -466,7 +488,7 @@ def test_the_norm_of_each_terms_gradient_is_exact_over_micro_batches(make: Make)
     values, _ = step_gradients(make(**NO_DROPOUT).train(), data, 64, norms=True)
     objective = Objective("single_label", TERMS)
     batch = collate(data, range(20), teacher_logits(data.row_id))
-    for term, name, count in zip(objective.terms, ("soft", "hard"), (20, 8), strict=True):
+    for term, name, count in zip(objective.terms, ("soft", "hard", "dkd"), (20, 8, 8), strict=True):
         model.zero_grad()
         torch.autograd.backward(objective.per_document(term, model(batch), batch).sum() / count)
         parts = [float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None]
@@ -488,14 +510,14 @@ def test_writing_gradient_norms_down_changes_no_weight(
     hashes, names = [], []
     for on in (False, True):
         fit = Fit(
-            tmp_path / str(on), make, rows=48, evaluate_every=4, log_gradient_norms=on, tokens_per_batch=64,
+            tmp_path / str(on), make, rows=48, evaluate_every=4, log_gradient_norms=on, tokens_per_batch=96,
             gradient_checkpointing=checkpointing, freeze_embeddings=True,
         )  # fmt: skip
-        fit(objective=Objective("single_label", TERMS), lookup=teacher_logits)
-        hashes.append(fit.hash)
+        fit(evaluate=same, objective=Objective("single_label", TERMS), lookup=teacher_logits)
+        hashes.append(checkpoint_hash(fit))
         names.append({name for entry in fit.folder.entries() for name in entry["metrics"]})
     assert hashes[0] == hashes[1]
-    assert names[1] - names[0] == {"train/gradient_norm_soft", "train/gradient_norm_hard"}
+    assert names[1] - names[0] == {f"train/gradient_norm_{name}" for name in ("soft", "hard", "dkd")}
     # At the steps that are logged, and at no others.
     assert [at + 1 for at, on in enumerate(asked[12:]) if on] == [4, 8, 10, 12]
     assert not any(asked[:12])
