@@ -150,7 +150,7 @@ class Train(Strict):
     """Write ``train/gradient_norm_<term>`` beside each ``train/loss_<term>``: the norm of the unweighted term's
     gradient by all trained weights, before clipping. Costs one more backward pass and one copy of the
     gradients for each term at the steps that are logged, every tenth and those evaluated, and nothing at the
-    others. What is trained stays the same to the bit."""
+    others: about 7 % of a run's time a term. What is trained stays the same to the bit."""
     seed: Annotated[int, Field(ge=0)] = 0
 
 

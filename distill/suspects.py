@@ -31,7 +31,8 @@ def find(task: TaskSpec, logits: Array, rows: Rows) -> dict[str, Any]:
         rows: the labelled split.
 
     Returns:
-        What ``suspects.json`` holds: how many ``labels`` there are and how many are ``doubted``, and under
+        What ``suspects.json`` holds: how many ``labels`` there are, how many of them the teacher contradicts
+        (``contradicted``) and how many of these are less probable than ``below`` (``doubted``), and under
         ``suspects`` up to 20 of ``{"row_id", "label", "teacher", "p_label", "p_teacher", "text"}``. For
         multi_label ``name`` is the label's, and ``label`` and ``teacher`` are true or false.
     """
@@ -60,7 +61,7 @@ def find(task: TaskSpec, logits: Array, rows: Rows) -> dict[str, Any]:
         found |= {"p_label": float(p_label[at]), "p_teacher": float(p_teacher), "text": text[:HEAD]}
         suspects.append(found if pair is None else found | {"text_pair": pair[:HEAD]})
     return {
-        "split": rows.name, "labels": len(p_label), "doubted": int((p_label[against] < DOUBTED).sum()),
+        "split": rows.name, "labels": len(p_label), "contradicted": len(against), "doubted": int((p_label[against] < DOUBTED).sum()),
         "below": DOUBTED, "suspects": suspects,
     }  # fmt: skip
 
@@ -69,5 +70,5 @@ def sentence(found: dict[str, Any], where: object) -> str:
     """Say how many labels look wrong, and where they are listed."""
     return (
         f"{found['doubted']:,} of {found['labels']:,} training labels look wrong to the teacher "
-        f"(p < {found['below']}): {where}"
+        f"(p < {found['below']}; it contradicts {found['contradicted']:,}): {where}"
     )

@@ -410,7 +410,10 @@ def test_calibrated_targets_are_the_teachers_logits_over_a_temperature_that_the_
     assert f"the teacher's logits are divided by T = {fitted['temperature']:.2f}, fitted on 20" in told
     listed = json.loads(folder.suspects.read_text())
     assert [one["row_id"] for one in listed["suspects"]] == rows.row_id[[3, 4]].tolist()
-    assert f"{listed['doubted']} of {len(rows)} training labels look wrong to the teacher (p < 0.1)" in told
+    assert (
+        f"{listed['doubted']} of {len(rows)} training labels look wrong to the teacher (p < 0.1; it contradicts 2)"
+        in told
+    )
     assert str(folder.suspects) in told
 
 

@@ -31,7 +31,9 @@ def rows_of(
 def test_labels_that_the_teacher_contradicts_are_listed_least_probable_first() -> None:
     p = np.array([[0.05, 0.9, 0.05], [0.7, 0.2, 0.1], [0.01, 0.01, 0.98], [0.3, 0.4, 0.3]])
     found = suspects.find(SINGLE, np.log(p), rows_of(np.array([0, 0, 1, 2]), ["a" * 300, "b", "c", "d"]))
-    assert (found["split"], found["labels"], found["doubted"], found["below"]) == ("train", 4, 2, 0.1)
+    assert {key: value for key, value in found.items() if key != "suspects"} == {
+        "split": "train", "labels": 4, "contradicted": 3, "doubted": 2, "below": 0.1,
+    }  # fmt: skip
     listed = found["suspects"]
     assert [one["row_id"] - (1 << 60) for one in listed] == [2, 0, 3]
     assert [(one["label"], one["teacher"]) for one in listed] == [
@@ -68,6 +70,12 @@ def test_a_teacher_that_believes_every_label_lists_none() -> None:
     assert (found["doubted"], found["suspects"]) == (0, [])
 
 
+def test_of_many_classes_the_most_probable_one_is_not_doubted_however_small() -> None:
+    task = TaskSpec("single_label", tuple("abcdefghijklmno"), "accuracy")
+    found = suspects.find(task, 0.1 * np.eye(15)[:1], rows_of(np.array([0])))
+    assert (found["doubted"], found["suspects"]) == (0, [])
+
+
 def test_both_texts_of_a_pair_are_listed_and_json_takes_what_a_terminal_should_not() -> None:
     rows = rows_of(np.array([0]), ["\x1b[2Jboo"], ["b" * 300])
     found = suspects.find(SINGLE, np.array([[0.0, 9.0, 0.0]]), rows)
@@ -75,5 +83,5 @@ def test_both_texts_of_a_pair_are_listed_and_json_takes_what_a_terminal_should_n
     assert "\x1b" not in json.dumps(found, ensure_ascii=False)
     assert json.loads(json.dumps(found)) == found
     assert suspects.sentence(found, "runs/s/suspects.json") == (
-        "1 of 1 training labels look wrong to the teacher (p < 0.1): runs/s/suspects.json"
+        "1 of 1 training labels look wrong to the teacher (p < 0.1; it contradicts 1): runs/s/suspects.json"
     )
