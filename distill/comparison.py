@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +71,10 @@ class Row:
     """The best baseline, where it is better than this line."""
     teacher_temperature: float | None = None
     """What its targets were divided by, where ``student.calibrate`` had it fitted."""
+    figures: dict[str, Figure] = field(default_factory=dict)
+    """Every figure of the test split by its name; those of a second one with ``other_`` before it."""
+    labels: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    """Of a multi-label task: each label's own figures."""
 
 
 @dataclass
@@ -257,7 +261,22 @@ def _row(line: Sequence[_Done], label: str, done: Sequence[_Done], task: TaskSpe
         buckets={name: figure for name, values in buckets.items() if (figure := interval(values))},
         parameters=model.get("parameters"),
         bytes=model.get("bytes"),
+        figures=_over_seeds([one.metrics["test"] for one in line])
+        | {
+            f"other_{name}": figure
+            for name, figure in _over_seeds([one.metrics.get("test_other", {}) for one in line]).items()
+        },
+        labels={
+            name: _over_seeds([one.metrics["test"]["labels"][name] for one in line])
+            for name in line[0].metrics["test"].get("labels", {})
+        },
     )
+
+
+def _over_seeds(found: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """Take the figures that are numbers over the runs that have them."""
+    names = [name for name, value in found[0].items() if isinstance(value, float)]
+    return {name: figure for name in names if (figure := interval([one.get(name) for one in found]))}
 
 
 def _against_control(row: Row, done: Sequence[_Done], metric: str, notes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Rows: from a source to four splits of text, label and row id. Knows no tokenizer and no model.
+"""Rows: from a source to splits of text, label and row id. Knows no tokenizer and no model.
 
 A row id is a hash of the row's text fields; logits, predictions and splits are joined by it and never by
 position. Everything that is left out is counted, and the counts are told.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from distill import sources
+from distill import class_weights, sources
 from distill.errors import DataError
 from distill.labels import read_labels
 from distill.recipe import Data, Recipe, Split
@@ -22,8 +22,8 @@ from distill.tasks import Array, TaskSpec, check_metric
 if TYPE_CHECKING:
     import datasets
 
-SplitName = Literal["train", "validation", "test", "transfer"]
-SPLITS: tuple[SplitName, ...] = ("test", "validation", "train", "transfer")
+SplitName = Literal["train", "validation", "test", "test_other", "transfer"]
+SPLITS: tuple[SplitName, ...] = ("test", "test_other", "validation", "train", "transfer")
 """Most held out first: a document that stands in two of them stays in the first."""
 
 
@@ -266,6 +266,7 @@ def load(recipe: Recipe) -> Corpus:
         {source: (opened[source], kept[source][0]) for source in labelled}, data, recipe.task
     )
     task = TaskSpec(kind, labels.names, metric)
+    class_weights.check(recipe.task.class_weights, task.labels)
 
     parts: dict[SplitName, tuple[_Source, Array]] = {}
     for source, dataset in opened.items():

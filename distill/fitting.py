@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +16,13 @@ from distill import (
     planning,
     processes,
     runs,
+    thresholds,
     tracking,
 )
-from distill.data import Corpus, Rows
+from distill.data import Corpus, Rows, SplitName
 from distill.encoding import Encoded, concatenate, encode
 from distill.evaluation import Predictions, measure
+from distill.files import read_json, write_json
 from distill.inference import Precision
 from distill.losses import Objective
 from distill.models import Classifier
@@ -29,6 +31,9 @@ from distill.recipe import Recipe, Train
 from distill.runs import Role, Run, RunFolder
 from distill.tasks import Floats, quality
 from distill.training import Lookup, total_steps, train
+
+MEASURED: tuple[SplitName, ...] = ("validation", "test", "test_other")
+"""Splits whose logits a finished model is measured by, where a recipe has them."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +163,12 @@ def fit(
             model, encoded["train"], objective, settings, evaluate, corpus.task.metric, folder, accelerator, meaning,
             lookup, lambda: tracking.sync(folder),
         )  # fmt: skip
-        test = inference.predict_all(
-            model, encoded["test"], recipe.evaluation.tokens_per_batch, precision, accelerator
-        )
-        valid = inference.predict_all(
-            model, encoded["validation"], recipe.evaluation.tokens_per_batch, precision, accelerator
-        )
+        tokens = recipe.evaluation.tokens_per_batch
+        found = {
+            name: inference.predict_all(model, encoded[name], tokens, precision, accelerator)
+            for name in MEASURED
+            if name in encoded
+        }
     if not accelerator.is_main_process:
         return
     model.save(folder.model)
@@ -173,45 +178,58 @@ def fit(
         "tokens": done.tokens,
         "best_step": done.best_step,
     }
-    record(folder, recipe, corpus, test, valid, model.parameters_count, train_figures)
+    record(folder, recipe, corpus, found, model.parameters_count, train_figures)
 
 
 def record(
     folder: RunFolder,
     recipe: Recipe,
     corpus: Corpus,
-    test: Floats,
-    valid: Floats,
+    found: Mapping[SplitName, Floats],
     parameters: int,
     training: dict[str, float],
 ) -> None:
-    """Write a finished model's figures and its predictions."""
-    task, edges = corpus.task, recipe.evaluation.length_buckets
+    """Write a finished model's figures, its predictions and, where they are fitted, its thresholds.
 
-    def found(name: Any, values: Floats) -> Predictions:
+    Args:
+        folder: the run's, with the model saved.
+        recipe: the run's.
+        corpus: its data.
+        found: logits ``(rows, classes)`` of the splits of ``MEASURED`` that there are.
+        parameters: of the model.
+        training: figures of the training.
+    """
+    task, fitted = corpus.task, None
+    predictions: dict[SplitName, Predictions] = {}
+    for name, values in found.items():
         rows = corpus.splits[name]
         assert rows.labels is not None
-        return Predictions(rows.row_id, values, rows.labels, rows.words)
-
-    predictions = found("test", test)
-    predictions.save(folder.predictions)
+        predictions[name] = Predictions(rows.row_id, values, rows.labels, rows.words)
+    predictions["test"].save(folder.predictions)
+    if recipe.task.thresholds == "fitted":
+        fitted = thresholds.fit(predictions["validation"].logits, predictions["validation"].labels)
+        about = read_json(folder.model / models.ABOUT)
+        about["task"]["thresholds"] = dict(zip(task.labels, fitted, strict=True))
+        write_json(folder.model / models.ABOUT, about)
     size = sum(file.stat().st_size for file in folder.model.rglob("*") if file.is_file())
-    figures = {
+    figures: dict[str, dict[str, Any]] = {
         "task": {"kind": task.kind, "labels": list(task.labels), "metric": task.metric},
-        "test": measure(task.kind, task.metric, predictions, edges),
-        "validation": measure(task.kind, task.metric, found("validation", valid), edges),
         "model": {"parameters": parameters, "bytes": size},
         "train": training,
     }
     calibration = folder.read().facts.get("calibration")
     if calibration is not None:
         figures["calibration"] = calibration
+    for name, one in predictions.items():
+        figures[name] = measure(task.kind, task.metric, one, recipe.evaluation.length_buckets)
+        if task.kind == "multi_label" and name != "validation":
+            if fitted is not None:
+                figures[name] |= thresholds.figures(one.logits, one.labels, fitted)
+            figures[name]["labels"] = thresholds.by_label(task.labels, one.logits, one.labels, fitted)
     folder.write_metrics(figures)
-    folder.log(
-        int(training.get("steps", 0)),
-        {f"test/{k}": v for k, v in figures["test"].items() if isinstance(v, float)},
-        "finished",
-    )
+    told = {f"test/{k}": v for k, v in figures["test"].items() if isinstance(v, float)}
+    told |= {f"test/other_{k}": v for k, v in figures.get("test_other", {}).items() if isinstance(v, float)}
+    folder.log(int(training.get("steps", 0)), told, "finished")
 
 
 def new_run(name: str, role: Role, recipe: Recipe, recipe_name: str, **more: Any) -> RunFolder:

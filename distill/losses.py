@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from distill.batching import Batch
 
 
-def hard(kind: Kind, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy, mean binary cross-entropy over the labels, or squared error."""
+def hard(
+    kind: Kind, logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy, mean binary cross-entropy over the labels, or squared error; see class_weights.py."""
     if kind == "single_label":
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        return F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=smoothing)
     if kind == "multi_label":
         smooth = labels * (1 - smoothing) + smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(-1)
+        bce = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none", pos_weight=weights)
+        return bce.mean(-1)
     return (logits[:, 0] - labels).square()
 
 
@@ -110,6 +113,7 @@ class Objective:
     kind: Kind
     terms: Sequence[Loss]
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     step: int = 0
     """Where scheduled weights and temperatures stand."""
     total: int = 1
@@ -148,7 +152,8 @@ class Objective:
         """Compute one term, unweighted, ``(documents,)``; 0 for documents without the label it needs."""
         temperature = value_at(term.temperature, self.step, self.total)
         if term.kind == "hard":
-            values = hard(self.kind, logits, batch.labels, self.label_smoothing)
+            weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+            values = hard(self.kind, logits, batch.labels, self.label_smoothing, weights)
             return _absent_without_label(values, batch)
         assert batch.teacher_logits is not None, "a soft term needs the teacher's logits"
         if term.kind == "dkd":

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from distill import models
+from distill import models, thresholds
 from distill.errors import DataError, UsageError, nearest
 from distill.files import read_json, replacing
 from distill.progress import track
@@ -82,12 +82,17 @@ def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any
 
 
 def predict(folder: RunFolder, file: Path, text: str, text_pair: str | None, output: Path | None) -> None:
-    """Write a line of JSON for each document: ``label`` (or ``labels``, ``value``) and ``probabilities``."""
+    """Write a line of JSON for each document: ``label`` (or ``labels``, ``value``) and ``probabilities``.
+
+    The labels of a multi-label task are those above the model's thresholds, one half where it has none.
+    """
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise UsageError(f"--output: {output} is no file in a folder that exists")
     rows = list(read(file, text, text_pair))
     predictor = models.load_predictor(folder.model)
-    kind = read_json(folder.model / models.ABOUT)["task"]["kind"]
+    task = read_json(folder.model / models.ABOUT)["task"]
+    kind = task["kind"]
+    fitted = [task["thresholds"][name] for name in predictor.labels] if "thresholds" in task else None
     with ExitStack() as stack:
         target = stack.enter_context(replacing(output)) if output else None
         stream = stack.enter_context(target.open("w", encoding="utf-8")) if target else sys.stdout
@@ -95,7 +100,8 @@ def predict(folder: RunFolder, file: Path, text: str, text_pair: str | None, out
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
             logits = predictor.logits(part)
-            chances, answers = probabilities(kind, logits), predictions(kind, logits)
+            chances = probabilities(kind, logits)
+            answers = thresholds.given(logits, fitted) if fitted else predictions(kind, logits)
             for answer, chance in zip(answers, chances, strict=True):
                 stream.write(
                     json.dumps(_line(kind, predictor.labels, answer, chance), ensure_ascii=False) + "\n"

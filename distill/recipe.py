@@ -49,12 +49,28 @@ class Task(Strict):
     """Class names in the order of their numbers; found in the data where absent."""
     metric: str | None = None
     """What selects the best checkpoint; the task's usual one where absent (see tasks.py)."""
+    class_weights: str | dict[str, Annotated[float, Field(gt=0)]] = "none"
+    """Of the hard loss: none, balanced, or numbers by label, 1 where absent (see class_weights.py)."""
+    thresholds: Literal["half", "fitted"] = "half"
+    """From which probability on a label of a multi-label task is given (see thresholds.py)."""
 
     @model_validator(mode="after")
-    def _labels_differ(self) -> Task:
+    def _parts_fit(self) -> Task:
         twice = _twice(self.labels or [])
         if twice is not None:
             raise ValueError(f"labels holds {twice!r} twice")
+        if self.thresholds != "half" and self.kind != "multi_label":
+            raise ValueError(f"thresholds: {self.thresholds} needs kind: multi_label, not {self.kind}")
+        if self.class_weights != "none" and self.kind == "regression":
+            raise ValueError("class_weights has no meaning for kind: regression")
+        if isinstance(self.class_weights, str) and self.class_weights not in ("none", "balanced"):
+            raise ValueError(
+                f"class_weights: must be none, balanced or numbers by label, not {self.class_weights!r:.60}"
+            )
+        if isinstance(self.class_weights, dict) and self.labels is not None:
+            for name in self.class_weights:
+                if name not in self.labels:
+                    raise ValueError(f"class_weights: no label {name!r}{nearest(name, self.labels)}")
         return self
 
 
@@ -75,11 +91,13 @@ class Split(Strict):
 
 
 class Splits(Strict):
-    """The four uses of rows. ``transfer`` is text for the student alone: its labels are never read."""
+    """The uses of rows. ``transfer`` is text for the student alone: its labels are never read."""
 
     train: Split = Split()
     validation: Split = Split.model_validate({"from": "train", "fraction": 0.1})
     test: Split = Split.model_validate({"from": "test"})
+    test_other: Split | None = None
+    """A second test split, reported beside the first: rows of another kind (MNLI's other genres)."""
     transfer: Split | None = None
 
 

@@ -62,6 +62,7 @@ def table(comparison: Comparison, width: int = 120) -> Table:
     mark = "▼"  # a student below TF-IDF must be seen without reading the notes
     columns: list[tuple[str, bool, Callable[[Row], str]]] = [
         (metric, True, lambda row: _figure(row.quality) + (f" {mark}" if row.below else "")),
+        (f"other {metric}", True, lambda row: _figure(row.figures.get(f"other_{metric}"))),
         ("gap closed", True, _gap),
         ("agree", wide, lambda row: _figure(row.agreement, spread=False)),
         ("nll", wide, lambda row: _figure(row.nll, spread=False)),
@@ -131,6 +132,10 @@ def _flat(row: Row, comparison: Comparison) -> dict[str, Any]:
                 figure = value.get(bucket)
                 result[f"words {bucket}"] = figure.mean if figure else None
                 result[f"words {bucket} half"] = figure.half if figure else None
+        elif name == "figures":
+            result |= {f"test {figure}": found.mean for figure, found in value.items()}
+        elif name == "labels":
+            continue  # the JSON has them
         elif name in ("quality", "nll", "ece", "agreement", "margin", "gap_closed"):
             result[name], result[f"{name}_half"] = (value.mean, value.half) if value else (None, None)
         else:
@@ -172,7 +177,9 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     paths = [folder / name for name in ("comparison.csv", "comparison.json")]
     lines = [_flat(row, comparison) for row in comparison.rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows({key: _harmless(value) for key, value in line.items()} for line in lines)
     write_text(paths[0], text.getvalue())

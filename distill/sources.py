@@ -6,6 +6,7 @@ Knows formats and columns; knows no task.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import logging
 from pathlib import Path
@@ -80,7 +81,8 @@ def resolve(address: str) -> Path | None:
     if hub.is_hub_id(address) and path.suffix not in SUFFIXES:
         return None
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise DataError(f"data.source: there is no {address}{nearest(path.name, beside) if beside else ''}")
+    near = nearest(path.name, beside) if beside else ""
+    raise DataError(f"data.source: there is no {address}{near}; --set data.source=PATH says where it is")
 
 
 def open_all(data: Data, names: Sequence[str]) -> dict[str, datasets.Dataset]:
@@ -134,14 +136,32 @@ def _open(
         if data.columns:
             options |= {"names": data.columns, "header": None}
         if not data.quotes:
-            options["quoting"] = 3
+            options["quoting"] = csv.QUOTE_NONE
     builder = {"csv": "csv", "tsv": "csv", "jsonl": "json", "parquet": "parquet"}[form]
     with _reading(path, form):
         if builder == "csv":
+            if form == "tsv" and data.quotes:
+                _refuse_loose_quotes(path)
             # All as text: types that are guessed from the first rows fail on a later one.
             columns = _csv_columns(path, options)
             options["features"] = datasets.Features({name: datasets.Value("string") for name in columns})
         return {"train": datasets.load_dataset(builder, data_files=str(path), split="train", **options)}
+
+
+def _refuse_loose_quotes(path: Path) -> None:
+    """Raise DataError when a quote opens a tsv's field and does not end it: rows would be swallowed unseen."""
+    csv.field_size_limit(1 << 30)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter="\t", strict=True)
+        line = 1
+        try:
+            for _ in rows:
+                line = rows.line_num + 1
+        except csv.Error:
+            raise DataError(
+                f"{path.name}, line {line}: a quote opens a field and does not end it; "
+                "where quotes are literal (as in GLUE's files) set data.quotes=false"
+            ) from None
 
 
 def _csv_columns(path: Path, options: dict[str, Any]) -> list[str]:
@@ -228,8 +248,15 @@ def _open_hub(data: Data, address: str, names: Sequence[str]) -> dict[str, datas
         raise HubError(
             f"data.source: {address} is no file here, and the hub cannot be reached; fetch it where it can "
             f"(hf download --repo-type dataset {address} --local-dir DIR) "
-            "and point the recipe to the files (--set data.source=DIR/file.parquet)"
+            f"and point the recipe to the files (--set {_pointer(names)})"
         ) from None
+
+
+def _pointer(names: Sequence[str]) -> str:
+    """Write the setting that names a local file for each split that a recipe uses."""
+    if len(names) == 1:
+        return "data.source=DIR/file.parquet"
+    return f"'data.source={{{', '.join(f'{name}: DIR/{name}.parquet' for name in names)}}}'"
 
 
 def _open_folder(root: Path) -> dict[str, datasets.Dataset]:

@@ -14,6 +14,7 @@ from typing import Any
 from distill import (
     caching,
     catalog,
+    class_weights,
     fitting,
     hub,
     models,
@@ -79,15 +80,24 @@ def train_teacher(
     corpus, model = _untrained_teacher(recipe)
     settings = recipe.teacher.train
     encoded = {
-        split: fitting.encode_rows(model, corpus.splits[split]) for split in ("train", "validation", "test")
+        str(split): fitting.encode_rows(model, rows)
+        for split, rows in corpus.splits.items()
+        if split != "transfer"
     }
     planning.require_disk(fitting.cost_of(model, settings, encoded["train"]).disk)
     if folder is None:
         folder = fitting.new_run(runs.claim(name), "teacher", recipe, recipe_name, seed=settings.seed)
-    objective = Objective(corpus.task.kind, [Loss(kind="hard")], settings.label_smoothing)
+    weights = _weights(recipe, corpus)
+    objective = Objective(corpus.task.kind, [Loss(kind="hard")], settings.label_smoothing, weights)
     with fitting.working(folder):
         fitting.fit(folder, recipe, corpus, model, encoded, settings, objective, None)
     return folder
+
+
+def _weights(recipe: Recipe, corpus: Corpus) -> tuple[float, ...] | None:
+    labels = corpus.splits["train"].labels
+    assert labels is not None
+    return class_weights.compute(recipe.task.class_weights, corpus.task, labels)
 
 
 @dataclass(frozen=True)
@@ -203,7 +213,8 @@ def _train_group(
             result.append(folder)
             if processes.agree(folder.read().status) == "finished":
                 continue
-            objective = Objective(corpus.task.kind, terms, chosen.label_smoothing)
+            weights = _weights(recipe, corpus)
+            objective = Objective(corpus.task.kind, terms, chosen.label_smoothing, weights)
             with fitting.working(folder):
                 fitting.fit(
                     folder, recipe, corpus, model, {**encoded, "train": rows}, chosen, objective, target
@@ -263,8 +274,10 @@ def _baseline(job: StudentJob, recipe: Recipe, corpus: Corpus) -> RunFolder:
         fitted = module.fit(config, corpus.task, rows.texts(), rows.labels)
         seconds = time.monotonic() - began
         fitted.save(folder.model)
-        test, valid = (fitted.logits(corpus.splits[name].texts()) for name in ("test", "validation"))
-        fitting.record(
-            folder, recipe, corpus, test, valid, fitted.parameters, {"seconds": seconds, "steps": 0}
-        )
+        found = {
+            name: fitted.logits(corpus.splits[name].texts())
+            for name in fitting.MEASURED
+            if name in corpus.splits
+        }
+        fitting.record(folder, recipe, corpus, found, fitted.parameters, {"seconds": seconds, "steps": 0})
     return folder

@@ -196,7 +196,9 @@ def test_one_file_for_each_split() -> None:
 
 def test_a_source_that_is_not_there_is_named_with_the_nearest() -> None:
     csv_of(DOCS, name="reviews.csv")
-    assert refusal("review.csv") == "data.source: there is no review.csv; did you mean 'reviews.csv'?"
+    assert refusal("review.csv") == (
+        "data.source: there is no review.csv; did you mean 'reviews.csv'?; --set data.source=PATH says where it is"
+    )
     assert "there is no no/such/folder.csv" in refusal("no/such/folder.csv")
     Path("rows.xlsx").write_text("x")
     assert "rows.xlsx: unknown ending; set data.format" in refusal("rows.xlsx")
