@@ -80,9 +80,11 @@ def resolve(address: str) -> Path | None:
         return path
     if hub.is_hub_id(address) and path.suffix not in SUFFIXES:
         return None
-    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = nearest(path.name, beside) if beside else ""
-    raise DataError(f"data.source: there is no {address}{near}; --set data.source=PATH says where it is")
+    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    known = [p.name for p in beside if p.suffix in SUFFIXES or (p.is_dir() and not p.name.startswith("."))]
+    raise DataError(
+        f"data.source: there is no {address}{nearest(path.name, known)}; --set data.source=PATH says where it is"
+    )
 
 
 def open_all(data: Data, names: Sequence[str]) -> dict[str, datasets.Dataset]:
@@ -256,7 +258,7 @@ def _pointer(names: Sequence[str]) -> str:
     """Write the setting that names a local file for each split that a recipe uses."""
     if len(names) == 1:
         return "data.source=DIR/file.parquet"
-    return f"'data.source={{{', '.join(f'{name}: DIR/{name}.parquet' for name in names)}}}'"
+    return f"'data.source={{{', '.join(f'{name}: DIR/{name}.parquet' for name in sorted(names))}}}'"
 
 
 def _open_folder(root: Path) -> dict[str, datasets.Dataset]:
