@@ -322,12 +322,12 @@ def _rows(name: SplitName, part: _Source, positions: Array, data: Data, task: Ta
                 f"split {name} has one class only ({task.labels[int(present[0])]!r} in all {len(labels):,} rows); "
                 "is the file sorted by label, or data.where too narrow?"
             )
-    if task.metric in ("roc_auc", "average_precision") and labels is not None:
-        if not ((labels.min(axis=0) == 0) & (labels.max(axis=0) == 1)).any():
-            raise DataError(
-                f"split {name} has no label with rows of both kinds, so {task.metric} cannot be measured on it; "
-                "make it larger, or set task.metric=micro_f1"
-            )
+    ranked = task.metric in ("roc_auc", "average_precision")
+    if ranked and labels is not None and not (labels.min(axis=0) < labels.max(axis=0)).any():
+        raise DataError(
+            f"split {name} has no label with rows of both kinds, so {task.metric} cannot be measured on it; "
+            "make it larger, or set task.metric=micro_f1"
+        )
     dataset = part.dataset.select(part.index[positions])
     columns = {data.text: "text", **({data.text_pair: "text_pair"} if data.text_pair else {})}
     dataset = dataset.select_columns(list(columns)).rename_columns(

@@ -70,6 +70,29 @@ def test_smoothing_moves_the_labels_towards_uniform() -> None:
     np.testing.assert_allclose(hard("multi_label", tensor(logits), tensor(many), 0.1), expected)
 
 
+def test_a_class_weight_multiplies_its_rows_and_a_labels_weight_its_positive_rows() -> None:
+    logits, labels, weights = logits_of("single_label"), labels_of("single_label"), np.array([1, 2, 0.5, 4])
+    plain = hard("single_label", tensor(logits), tensor(labels))
+    found = hard("single_label", tensor(logits), tensor(labels), 0.0, tensor(weights))
+    np.testing.assert_allclose(found, np.asarray(plain) * weights[labels])
+    many, p = labels_of("multi_label"), special.expit(logits)
+    expected = -(weights * many * np.log(p) + (1 - many) * np.log(1 - p)).mean(1)
+    found = hard("multi_label", tensor(logits), tensor(many), 0.0, tensor(weights))
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
+def test_class_weights_are_in_the_hard_term_and_in_no_other(kind: Kind) -> None:
+    terms = [Loss(kind="hard"), Loss(kind="soft", temperature=2.0), Loss(kind="mse_logits")]
+    logits, rows = tensor(logits_of(kind)), batch(kind, [True] * 6, logits_of(kind))
+    plain, weighed = Objective(kind, terms), Objective(kind, terms, class_weights=(5.0,) * 4)
+    same = [
+        torch.equal(plain.per_document(term, logits, rows), weighed.per_document(term, logits, rows))
+        for term in terms
+    ]
+    assert same == [False, True, True]
+
+
 @pytest.mark.parametrize("t", [1.0, 2.0, 7.5])
 def test_soft_loss_of_one_label_is_hintons(t: float) -> None:
     student, teacher = logits_of("single_label"), logits_of("single_label")

@@ -163,6 +163,12 @@ def test_an_unknown_key_at_any_depth_is_refused_with_the_nearest(base: str, sett
         ("data.splits.train={rows: 5, fraction: 0.5}", "data.splits.train: give rows or fraction, not both"),
         ("data.splits.test.fraction=1.5", "data.splits.test.fraction: must be less than 1, not 1.5"),
         ("data.splits.validation=null", "data.splits.validation: must be a section"),
+        ("task.class_weights=balancd", "task: class_weights: must be none, balanced or numbers by label, not 'balancd'"),
+        ("task.class_weights={a: -1}", "task.class_weights.a: must be greater than 0, not -1"),
+        ("task.class_weights={a: much}", "task.class_weights.a: must be a valid number (without quotes), not 'much'"),
+        ("task.class_weights=3", "task.class_weights: must be"),
+        ("task.thresholds=fited", "task.thresholds: must be 'half' or 'fitted', not 'fited'"),
+        ("task.thresholds=fitted", "task: thresholds: fitted needs kind: multi_label, not single_label"),
         ("description=", "description: must be a valid string, not null"),
         ("student=tiny", "student: must be a section of keys and values, not 'tiny'"),
         ("teacher.architecture=3", "teacher.architecture: must be one of bert, bigbird, longformer"),
@@ -199,6 +205,18 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_fits(base: str, setting:
         (
             ["student.calibrate=true", "cache.splits=[train]"],
             "student.calibrate needs the teacher's logits of validation; add it to cache.splits",
+
+
+            ["task.kind=regression", "task.class_weights=balanced"],
+            "task: class_weights has no meaning for kind: regression",
+        ),
+        (
+            ["task.kind=regression", "task.thresholds=fitted"],
+            "task: thresholds: fitted needs kind: multi_label",
+        ),
+        (
+            ["task.labels=[toxic, mild]", "task.class_weights={toxc: 2}"],
+            "task: class_weights: no label 'toxc'; did you mean 'toxic'?",
         ),
         (["data.text_pair=b", "student.view=head_tail"], "text pairs are read with view: head"),
         (["data.label=[a, a]", "task.kind=multi_label"], "data: label holds 'a' twice"),

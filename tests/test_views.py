@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import documents, sentence
+from conftest import BAD, GOOD, PLAIN, documents, sentence
 
 from distill.data import Rows
 from distill.encoding import Encoded, concatenate, encode, encode_texts
@@ -75,7 +75,21 @@ def test_a_pair_is_cut_from_the_longer_text_first(
 # Encoding, held against the tokenizers' own
 
 
-@pytest.fixture(params=["tokenizer_folder", "roberta_tokenizer_folder"])
+@pytest.fixture(scope="session")
+def bigbird_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A unigram tokenizer as BigBird has it."""
+    from transformers import BigBirdTokenizer
+
+    folder = tmp_path_factory.mktemp("unigram")
+    specials = "<pad> </s> <s> [MASK] [CLS] [SEP] <unk>".split()
+    words = [f"▁{word}" for word in (*GOOD, *BAD, *PLAIN)]
+    pieces = [(piece, -1.0) for piece in words] + [(c, -9.0) for c in "▁abcdefghijklmnopqrstuvwxyz0123456789"]
+    BigBirdTokenizer(vocab=[*((s, 0.0) for s in specials), *pieces]).save_pretrained(folder)
+    return folder
+
+
+# RoBERTa's tokenizer is Longformer's as well, and BERT's that of the miniatures and of DistilBERT.
+@pytest.fixture(params=["tokenizer_folder", "roberta_tokenizer_folder", "bigbird_tokenizer_folder"])
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     from transformers import AutoTokenizer
 
@@ -123,6 +137,22 @@ def test_bert_tells_a_pair_apart_by_segments(tokenizer_folder: Path) -> None:
         AutoTokenizer.from_pretrained(tokenizer_folder), [[("good film", "bad plot")]], model(16)
     )
     assert found.segments.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_roberta_and_bigbird_tell_a_pair_apart_by_separators(
+    roberta_tokenizer_folder: Path, bigbird_tokenizer_folder: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    for folder, specials in (
+        (roberta_tokenizer_folder, ["<s>", "</s>", "</s>", "</s>"]),
+        (bigbird_tokenizer_folder, ["[CLS]", "[SEP]", "[SEP]"]),
+    ):
+        own = AutoTokenizer.from_pretrained(folder)
+        found = encode_texts(own, [[("good film", "bad plot")]], model(16))
+        tokens = own.convert_ids_to_tokens(found.token_ids.tolist())
+        assert [token for token in tokens if token in own.all_special_tokens] == specials
+        assert not found.segments.any()
 
 
 def test_every_window_of_chunks_has_its_special_tokens(tokenizer: Any) -> None:
