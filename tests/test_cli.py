@@ -308,6 +308,25 @@ def test_a_checkpoint_out_of_reach_is_one_line_and_exit_code_4(
     assert f"--set {section}.checkpoint=DIR" in line
 
 
+def test_a_shipped_recipe_without_hub_says_what_is_missing_and_how_to_point_to_a_copy(
+    command: Command, tokenizer_folder: Path
+) -> None:
+    line = command.refuse(4, "teacher", "--recipe", "cola")
+    assert line.startswith(
+        "teacher.checkpoint: checkpoint google-bert/bert-base-uncased is not on this machine"
+    )
+    assert line.endswith("point the recipe to the copy (--set teacher.checkpoint=DIR)")
+    settings = [*("--set", "teacher.checkpoint=null"), *("--set", f"teacher.tokenizer={tokenizer_folder}")]
+    line = command.refuse(4, "teacher", "--recipe", "cola", *settings)
+    assert line.startswith("data.source: nyu-mll/glue is no file here, and the hub cannot be reached")
+    assert line.endswith(
+        "(--set 'data.source={train: DIR/train.parquet, validation: DIR/validation.parquet}')"
+    )
+    line = command.refuse(4, "teacher", "--recipe", "toxic", *settings)
+    assert line.startswith("data.source: there is no train.csv")
+    assert line.endswith("--set data.source=PATH says where it is")
+
+
 def test_a_data_set_out_of_reach_is_one_line_and_exit_code_4(command: Command, recipe_file: Write) -> None:
     line = command.refuse(4, "teacher", "--recipe", str(recipe_file({"data.source": "stanfordnlp/imdb"})))
     assert "hf download --repo-type dataset stanfordnlp/imdb" in line

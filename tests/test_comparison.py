@@ -125,6 +125,29 @@ def study(make: Make) -> Make:
     return make
 
 
+def test_every_figure_of_both_test_splits_and_of_each_label_is_taken_over_seeds(
+    make: Make, tmp_path: Path
+) -> None:
+    folders = [make("a", "teacher", 300, model="m", group="g"), make("b", "teacher", 320, model="m", group="g", seed=1)]  # fmt: skip
+    for folder, other, f1 in zip(folders, (0.5, 0.7), (0.2, 0.4), strict=True):
+        metrics = folder.metrics()
+        metrics["test"]["labels"] = {"bad": {"rows": 3, "f1": f1}, "good": {"rows": 4, "f1": 1.0}}
+        metrics["test_other"] = {"rows": 9, "accuracy": other, "buckets": []}
+        folder.write_metrics(metrics)
+    (row,) = (found := compare(folders)).rows
+    assert row.figures["f1"].mean == pytest.approx(np.mean([f.metrics()["test"]["f1"] for f in folders]))
+    assert row.figures["other_accuracy"] == interval([0.5, 0.7])
+    assert row.labels["bad"] == {"f1": interval([0.2, 0.4])}
+    assert "other accuracy" in " ".join(str(column.header) for column in table(found).columns).replace(
+        "\n", " "
+    )
+    paths = write(found, tmp_path)
+    (line,) = csv.DictReader(io.StringIO(paths[0].read_text()))
+    assert float(line["test other_accuracy"]) == pytest.approx(0.6)
+    (told,) = json.loads(paths[1].read_text())["rows"]
+    assert told["labels"]["bad"]["f1"]["mean"] == pytest.approx(0.3)
+
+
 def by_label(comparison: Comparison) -> dict[str, Row]:
     return {row.label: row for row in comparison.rows}
 

@@ -108,6 +108,23 @@ def test_a_tsv_without_a_header_keeps_literal_quotes() -> None:
     assert labels(found) == {f'"{text}': label for text, label in DOCS}
     message = refusal("cola.tsv", columns=columns[1:], quotes=False)
     assert message == "cola.tsv, line 1: 4 fields, and data.columns names 3"
+    assert refusal("cola.tsv", columns=columns).startswith(
+        "cola.tsv, line 1: a quote opens a field and does not end it; where quotes are literal (as in GLUE's files) "
+        "set data.quotes=false"
+    )
+
+
+def test_a_loose_quote_in_a_tsv_is_named_with_its_line_and_swallows_no_rows() -> None:
+    lines = [f"{text}\t{label}" for text, label in DOCS]
+    lines[9:12] = ['"Odd," he said\t1', "plain\t0", '"Even" is not\t1']
+    Path("rows.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    assert refusal("rows.tsv").startswith("rows.tsv, line 11: a quote opens a field")
+    assert len(labels(load("rows.tsv", quotes=False))) == 60
+    lines[9:12] = ['"a field, ""whole"",\nof two lines"\t1', "plain\t0", 'he said "odd"\t1']
+    Path("rows.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    found = labels(load("rows.tsv"))
+    assert found['a field, "whole",\nof two lines'] == 1
+    assert found['he said "odd"'] == 1
 
 
 def test_words_that_look_like_missing_values_or_numbers_stay_text() -> None:
@@ -178,6 +195,46 @@ def test_a_file_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.
     message = refusal("package://other_reviews/rows.csv")
     assert "package 'other_reviews' is not installed" in message
     assert "pip install other-reviews" in message
+
+
+def test_a_namespace_package_is_looked_through_in_all_its_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for site in ("one", "two"):
+        (tmp_path / site / "shared_space" / site).mkdir(parents=True)
+        monkeypatch.syspath_prepend(str(tmp_path / site))
+        csv_of(DOCS, name=str(tmp_path / site / "shared_space" / site / "rows.csv"))
+    for site in ("one", "two"):
+        assert labels(load(f"package://shared_space/{site}/rows.csv")) == dict(DOCS)
+    assert "did you mean 'rows.csv'?" in refusal("package://shared_space/one/row.csv")
+    assert "leaves the package" in refusal("package://shared_space/../rows.csv")
+
+
+def test_lines_below_the_names_that_are_no_rows_are_left_out_by_where() -> None:
+    """Orange's .tab has the columns' types and roles there."""
+    lines = ["Category\tText", "d\tstring", "class\t", *(f"{'ab'[label]}.x\t{text}" for text, label in DOCS)]
+    Path("rows.tab").write_text("\n".join(lines) + "\n")
+    names = ["a.x", "b.x"]
+    keys = {"format": "tsv", "text": "Text", "label": "Category"}
+    found = load("rows.tab", {"labels": names}, where={"Category": names}, **keys)
+    assert labels(found) == dict(DOCS)
+    assert found.notes == []
+    assert refusal("rows.tab", {"labels": names}, **keys).startswith("train, row 1: label 'd' is no class")
+
+
+def test_a_second_test_split_is_kept_out_of_training_like_the_first() -> None:
+    csv_of([*DOCS, *documents(5, seed=3)], name="train.csv")
+    csv_of(documents(20, seed=8), name="first.csv")
+    csv_of([*documents(20, seed=3), *documents(2, seed=8)], name="second.csv")
+    splits = {
+        "train": {"from": "train"}, "validation": {"from": "train", "rows": 10}, "test": {"from": "first"},
+        "test_other": {"from": "second"},
+    }  # fmt: skip
+    found = load({"train": "train.csv", "first": "first.csv", "second": "second.csv"}, splits=splits)
+    assert {name: len(rows) for name, rows in found.splits.items()} == {
+        "test": 20, "test_other": 20, "validation": 10, "train": 50
+    }  # fmt: skip
+    assert found.splits["test_other"].labels is not None
 
 
 def test_one_file_for_each_split() -> None:
@@ -271,6 +328,11 @@ def test_a_hub_data_set_out_of_reach_is_named_with_the_way_to_fetch_it() -> None
     assert "hf download --repo-type dataset stanfordnlp/imdb" in message
     assert "--set data.source=" in message
     assert caught.value.exit_code == 4
+    with pytest.raises(HubError) as caught:
+        load("nyu-mll/glue", config="cola", splits={"test": {"from": "validation"}})
+    assert "--set 'data.source={train: DIR/train.parquet, validation: DIR/validation.parquet}'" in str(
+        caught.value
+    )
 
 
 def test_a_checkpoint_out_of_reach_is_named_with_the_way_to_fetch_it() -> None:
@@ -313,7 +375,8 @@ def test_a_missing_column_is_named_with_the_nearest() -> None:
     assert refusal(csv_of(DOCS, ("txt", "label"))) == "train: no column 'text'; did you mean 'txt'?"
     assert refusal(csv_of(DOCS, ("text", "labels"))) == "train: no column 'label'; did you mean 'labels'?"
     assert refusal(csv_of(DOCS), where={"labl": 1}) == "train: no column 'labl'; did you mean 'label'?"
-    assert "no column 'question'" in refusal(csv_of(DOCS), text_pair="question")
+    path = csv_of([(t, t, n) for t, n in DOCS], ("text", "sentence2", "label"))
+    assert refusal(path, text_pair="sentence") == "train: no column 'sentence'; did you mean 'sentence2'?"
 
 
 def test_a_document_in_place_of_a_column_name_does_not_fill_the_screen() -> None:
@@ -412,6 +475,12 @@ def test_a_class_that_no_training_row_has_is_told() -> None:
     assert many.notes == ["train: no row has class 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 90 more, of 102 classes"]
 
 
+def test_a_weight_of_a_class_that_the_data_does_not_have_is_refused() -> None:
+    path = csv_of([(text, ("bad", "good")[label]) for text, label in DOCS])
+    message = refusal(path, {"class_weights": {"goood": 2.0}})
+    assert message == "task.class_weights: no label 'goood'; did you mean 'good'?"
+
+
 def test_class_names_numbers_and_flags_are_read_alike() -> None:
     names = load(csv_of([(text, (" bad", "good ")[label]) for text, label in DOCS]))
     assert names.task.labels == ("bad", "good")
@@ -422,6 +491,12 @@ def test_class_names_numbers_and_flags_are_read_alike() -> None:
         assert labels(numbers) == dict(DOCS)
     write_jsonl("flags.jsonl", [{"text": text, "label": bool(label)} for text, label in DOCS])
     assert labels(load("flags.jsonl")) == dict(DOCS)
+    named = {"labels": ["bad", "good"]}
+    assert labels(load("flags.jsonl", named)) == dict(DOCS)
+    for words in (("False", "True"), ("false", "true")):
+        assert labels(load(csv_of([(text, words[label]) for text, label in DOCS]), named)) == dict(DOCS)
+    three = refusal(csv_of([(text, bool(label)) for text, label in DOCS]), {"labels": ["a", "b", "c"]})
+    assert three.startswith("train, row 1: label 'False' is no class")
 
 
 def test_the_recipes_order_of_labels_is_the_order_of_the_numbers() -> None:
@@ -475,6 +550,11 @@ def test_wrong_multi_labels_are_named_with_row_and_column() -> None:
     )
     message = refusal(lists, {**multi, "labels": ["x", "toxic"]})
     assert message == "train, row 61: label 'toxc' is no class; did you mean 'toxic'?"
+    ranked = {**multi, "metric": "roc_auc"}
+    flat = csv_of([(t, 0, 1) for t, _ in DOCS], ("text", "x", "y"), name="flat.csv")
+    assert refusal(flat, ranked, label=["x", "y"]).startswith(
+        "split test has no label with rows of both kinds, so roc_auc cannot be measured on it"
+    )
     assert "has 1 names, data.label has 2 columns" in refusal(
         columns, {**multi, "labels": ["x"]}, label=["x", "y"]
     )

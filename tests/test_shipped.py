@@ -50,19 +50,17 @@ def write_source(recipe: Recipe, split: str, folder: Path) -> Path:
     """Write a split of the source with the recipe's columns, five rows and more of each class."""
     data, rng = recipe.data, np.random.default_rng(len(split))
     where = {name: value[0] if isinstance(value, list) else value for name, value in data.where.items()}
-    path, rows = folder / f"{split}.{'tsv' if data.format == 'tsv' else 'csv'}", []
+    texts = [data.text, *([data.text_pair] if data.text_pair else [])]
+    rows: list[dict[str, Any]] = []
     for number in range(max(60, 5 * len(recipe.task.labels or []))):
-        texts = {
-            name: f"{sentence(rng, number % 2, 20)} {split} {number}" for name in (data.text, data.text_pair)
-        }
-        rows.append({**texts, **where, **answers(recipe, number)})
+        written = {column: f"{sentence(rng, number % 2, 20)} {split} {number}" for column in texts}
+        rows.append({**written, **where, **answers(recipe, number)})
+    tabs = data.format == "tsv"
+    path = folder / f"{split}.{'tsv' if tabs else 'csv'}"
     with path.open("w", newline="", encoding="utf-8") as file:
-        columns = [name for name in rows[0] if name is not None]
-        writer = csv.DictWriter(
-            file, columns, delimiter="\t" if data.format == "tsv" else ",", extrasaction="ignore"
-        )
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if tabs else ",")
         writer.writeheader()
-        writer.writerows(rows)  # type: ignore[arg-type]
+        writer.writerows(rows)
     return path
 
 

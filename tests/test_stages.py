@@ -200,6 +200,31 @@ def test_a_student_of_a_teacher_that_has_not_finished_is_refused(status: str, re
     assert [f.name for f in folders.every()] == ["t"]
 
 
+def test_class_weights_are_those_of_the_training_rows_for_teacher_student_and_control(
+    ready: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = yaml.safe_load(ready.dump())
+    raw["task"]["class_weights"] = "balanced"
+    weighed = recipes.build(raw, "x")
+    counts = np.bincount(np.asarray(data.load(weighed).splits["train"].labels))
+    seen: dict[bool, set[Any]] = {}
+    real = training._step
+
+    def step(
+        wrapped: Any, model: Any, part: Any, documents: Any, lengths: Any, objective: Any, *rest: Any
+    ) -> Any:
+        seen.setdefault(objective.needs_teacher, set()).add(objective.class_weights)
+        return real(wrapped, model, part, documents, lengths, objective, *rest)
+
+    monkeypatch.setattr(training, "_step", step)
+    teach(weighed, "weighed")
+    stages.train_students(job_of(weighed, teacher="weighed"))
+    (own,), (distilled,) = seen[False], seen[True]
+    assert own == distilled == pytest.approx(counts.sum() / (2 * counts))
+    figures = [folders.find(name).metrics()["validation"]["nll"] for name in ("t", "weighed")]
+    assert figures[0] != figures[1]
+
+
 def test_labels_of_transfer_rows_are_never_read(ready: Recipe, tmp_path: Path) -> None:
     corpus = data.load(ready)
     assert corpus.splits["transfer"].labels is None
