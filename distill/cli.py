@@ -242,6 +242,9 @@ def predict(
     run: Annotated[str, typer.Option("--run", help="A finished run.")],
     text: Annotated[str, typer.Option(help="The text's column.")] = "text",
     text_pair: Annotated[Optional[str], typer.Option(help="The second text's column.")] = None,
+    quotes: Annotated[
+        bool, typer.Option("--quotes/--no-quotes", help="Whether quotes in a csv or tsv have a meaning.")
+    ] = True,
     output: Annotated[
         Optional[Path], typer.Option("--output", "-o", help="Write here in place of standard output.")
     ] = None,
@@ -252,7 +255,7 @@ def predict(
     runs.refuse_unfinished(run)
     from distill import prediction
 
-    prediction.predict(runs.find(run), file, text, text_pair, output)
+    prediction.predict(runs.find(run), file, text, text_pair, output, quotes)
 
 
 @app.command(epilog="Example: distill validate my-recipe.yaml --set teacher.max_length=512")

@@ -22,8 +22,16 @@ from distill.tasks import predictions, probabilities
 AT_ONCE = 256
 
 
-def read(file: Path, text: str, text_pair: str | None) -> Iterator[tuple[str, str | None]]:
+def read(
+    file: Path, text: str, text_pair: str | None, quotes: bool = True
+) -> Iterator[tuple[str, str | None]]:
     """Read documents from lines of text, a csv (by its header) or a jsonl; ``-`` is standard input.
+
+    Args:
+        file: what to read.
+        text: the column.
+        text_pair: the second text's, where there is one.
+        quotes: whether quotes in a csv or tsv have a meaning.
 
     Raises:
         DataError: the file is missing, not UTF-8, not JSON, or has no such column.
@@ -36,18 +44,21 @@ def read(file: Path, text: str, text_pair: str | None) -> Iterator[tuple[str, st
                 stream = stack.enter_context(file.open(encoding="utf-8-sig", newline=""))
             elif isinstance(sys.stdin, io.TextIOWrapper):
                 sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale says
-            yield from _rows(stream, file, text, text_pair)
+            yield from _rows(stream, file, text, text_pair, quotes)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     except csv.Error as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
+        hint = "; where quotes are literal add --no-quotes" if quotes and file.suffix == ".tsv" else ""
+        raise DataError(f"{file}: cannot be read: {error}{hint}") from None
     except UnicodeDecodeError:
         if str(file) != "-":
             refuse_not_utf8(file)
         raise DataError(f"{file}: not UTF-8; convert it (iconv -f LATIN1 -t UTF-8)") from None
 
 
-def _rows(stream: TextIO, file: Path, text: str, text_pair: str | None) -> Iterator[tuple[str, str | None]]:
+def _rows(
+    stream: TextIO, file: Path, text: str, text_pair: str | None, quotes: bool
+) -> Iterator[tuple[str, str | None]]:
     suffix = file.suffix.lower()
     if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
         for line in stream:
@@ -56,7 +67,14 @@ def _rows(stream: TextIO, file: Path, text: str, text_pair: str | None) -> Itera
     records: Iterator[tuple[int, dict[str, Any]]]
     if suffix in (".csv", ".tsv"):
         csv.field_size_limit(1 << 30)
-        records = enumerate(csv.DictReader(stream, delimiter="\t" if suffix == ".tsv" else ","), start=2)
+        tabs = suffix == ".tsv"
+        reader = csv.DictReader(
+            stream,
+            delimiter="\t" if tabs else ",",
+            quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+            strict=tabs and quotes,  # a quote that opens a field and does not end it would swallow rows
+        )
+        records = enumerate(reader, start=2)
     else:
         records = _json_lines(stream, file)
     for number, record in records:
@@ -81,14 +99,21 @@ def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any
         yield number, record
 
 
-def predict(folder: RunFolder, file: Path, text: str, text_pair: str | None, output: Path | None) -> None:
+def predict(
+    folder: RunFolder,
+    file: Path,
+    text: str,
+    text_pair: str | None,
+    output: Path | None,
+    quotes: bool = True,
+) -> None:
     """Write a line of JSON for each document: ``label`` (or ``labels``, ``value``) and ``probabilities``.
 
     The labels of a multi-label task are those above the model's thresholds, one half where it has none.
     """
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise UsageError(f"--output: {output} is no file in a folder that exists")
-    rows = list(read(file, text, text_pair))
+    rows = list(read(file, text, text_pair, quotes))
     predictor = models.load_predictor(folder.model)
     task = read_json(folder.model / models.ABOUT)["task"]
     kind = task["kind"]

@@ -1,8 +1,8 @@
 """From which probability on a label of a multi-label task is given: one half, or fitted. Knows no model.
 
 Fitted thresholds maximise each label's F1 on validation, and only there. They are kept in the saved
-model's ``distill.json`` and used by ``distill predict``; of the test figures ``micro_f1_fitted`` and
-``macro_f1_fitted`` are at these thresholds, all others are at one half (or need none).
+model's ``distill.json`` and used by ``distill predict``. Figures at these thresholds end in ``_fitted``; all
+others, ``micro_f1`` and ``macro_f1`` among them, are at one half or need none.
 """
 
 from __future__ import annotations

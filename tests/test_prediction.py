@@ -177,6 +177,20 @@ def test_a_column_of_another_name(
         prediction.predict(folder, path, "reviw", None, None)
 
 
+def test_literal_quotes_in_a_tsv_are_kept_or_refused_and_swallow_no_rows(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.tsv"
+    file.write_text('text\tid\n"Odd," he said\t1\ngood\t2\n"Even" is not\t3\n')
+    assert [text for text, _ in prediction.read(file, "text", None, quotes=False)] == [
+        '"Odd," he said', "good", '"Even" is not'
+    ]  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"rows\.tsv: cannot be read: .*; where quotes are literal add --no-quotes"
+    ):
+        answers(folder, file, capsys)
+
+
 def test_a_document_of_a_megabyte_in_a_csv_cell(
     folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

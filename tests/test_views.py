@@ -75,21 +75,31 @@ def test_a_pair_is_cut_from_the_longer_text_first(
 # Encoding, held against the tokenizers' own
 
 
-@pytest.fixture(scope="session")
-def bigbird_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A unigram tokenizer as BigBird has it."""
-    from transformers import BigBirdTokenizer
-
-    folder = tmp_path_factory.mktemp("unigram")
+def unigram(folder: Path, tokenizer: Any) -> Path:
+    """Make a unigram tokenizer, as BigBird and FNet have it."""
     specials = "<pad> </s> <s> [MASK] [CLS] [SEP] <unk>".split()
     words = [f"▁{word}" for word in (*GOOD, *BAD, *PLAIN)]
     pieces = [(piece, -1.0) for piece in words] + [(c, -9.0) for c in "▁abcdefghijklmnopqrstuvwxyz0123456789"]
-    BigBirdTokenizer(vocab=[*((s, 0.0) for s in specials), *pieces]).save_pretrained(folder)
+    tokenizer(vocab=[*((s, 0.0) for s in specials), *pieces]).save_pretrained(folder)
     return folder
 
 
+@pytest.fixture(scope="session")
+def bigbird_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import BigBirdTokenizer
+
+    return unigram(tmp_path_factory.mktemp("bigbird"), BigBirdTokenizer)
+
+
+@pytest.fixture(scope="session")
+def fnet_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import FNetTokenizer
+
+    return unigram(tmp_path_factory.mktemp("fnet"), FNetTokenizer)
+
+
 # RoBERTa's tokenizer is Longformer's as well, and BERT's that of the miniatures and of DistilBERT.
-@pytest.fixture(params=["tokenizer_folder", "roberta_tokenizer_folder", "bigbird_tokenizer_folder"])
+@pytest.fixture(params=[f"{name}tokenizer_folder" for name in ("", "roberta_", "bigbird_", "fnet_")])
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     from transformers import AutoTokenizer
 
