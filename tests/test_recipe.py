@@ -205,6 +205,8 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_fits(base: str, setting:
         (
             ["student.calibrate=true", "cache.splits=[train]"],
             "student.calibrate needs the teacher's logits of validation; add it to cache.splits",
+        ),
+        (
             ["task.kind=regression", "task.class_weights=balanced"],
             "task: class_weights has no meaning for kind: regression",
         ),
