@@ -11,6 +11,7 @@ def main() -> None:
     """Run ``distill``; exit with the code of distill.errors."""
     import typer
 
+    from distill import processes
     from distill.cli import app
     from distill.errors import DistillError, Interrupted
     from distill.progress import say
@@ -23,6 +24,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
     try:
         code = app(arguments, prog_name="distill", standalone_mode=False)
+        processes.leave()
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as end:
         sys.exit(end.exit_code)

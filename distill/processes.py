@@ -39,6 +39,13 @@ def wait() -> None:
         _state().wait_for_everyone()
 
 
+def leave() -> None:
+    """Leave the job in good order: a group that is still open makes the interpreter's end a race of its threads."""
+    if count() > 1:
+        wait()
+        _state().destroy_process_group()
+
+
 def _state() -> Any:
     """Return Accelerate's view of the job; without ``cpu`` it overlooks other processes on CPUs."""
     import torch
