@@ -22,7 +22,7 @@ demo: .venv/.demo-stamp
 	HF_HUB_OFFLINE=1 $(BIN)/python -m distill demo
 
 test: .venv/.stamp
-	$(BIN)/python -m pytest -q --cov --cov-report=term
+	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term
 
 check: .venv/.stamp
 	$(BIN)/ruff format --check .

@@ -3,8 +3,8 @@
     python benchmarks/student_step.py [--quick]
 
 BERT-Tiny (2 layers of 128), 32 reviews a step, cut at 200 tokens, dropout of 0.1 in both. ``trainer`` is a
-whole epoch of transformers' Trainer with the soft loss in ``compute_loss`` and a live teacher's logits already
-computed for it, from text: tokenising and loading included on both sides.
+whole epoch at 512 tokens of transformers' Trainer with the soft loss in ``compute_loss`` and a live teacher's
+logits already computed for it, from text: tokenising and loading included on both sides.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ import torch
 from _shared import build, conclude, here, matmul_rate, reviews, say, take_turns
 
 from distill import padded
-from distill.batching import collate, steps
+from distill.batching import collate, micro_batches, steps
 from distill.losses import Objective
 from distill.recipe import Loss
 
 STEP, LENGTH = 32, 200
+EPOCH_LENGTH = 512
+"""Tokens of the student of the recipe imdb, which the epochs are measured at."""
 GOALS = {"step": 3.0, "live teacher": 15.0, "trainer": 4.0}
 TERMS = [Loss(kind="soft", temperature=2.0), Loss(kind="hard", weight=0.5)]
 
 
-def student() -> Any:
+def student(length: int = LENGTH) -> Any:
     """Build a BERT-Tiny with random weights."""
-    return build("student", "bert_miniature", checkpoint=None, max_length=LENGTH).train()
+    return build("student", "bert_miniature", checkpoint=None, max_length=length).train()
 
 
 def optimizer(model: Any) -> torch.optim.Optimizer:
@@ -57,14 +59,15 @@ def epoch_ours(texts: list[str], labels: Any, teacher: Any) -> None:
     """Train an epoch from text."""
     from distill.encoding import encode_texts
 
-    model = student()
+    model = student(EPOCH_LENGTH)
     data = encode_texts(model.tokenizer, [[(text, None) for text in texts]], model.config)
     data.labels[:], data.labelled[:] = labels, True
     adam = optimizer(model)
     for number, documents in enumerate(steps(len(data), STEP, 0)):
         if number == len(data) // STEP:
             break
-        batch = collate(data, documents, teacher[documents])
+        (sorted_,) = micro_batches(data, documents, STEP * EPOCH_LENGTH)
+        batch = collate(data, sorted_, teacher[sorted_])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(batch)
         step(model, adam, batch, logits)
@@ -75,10 +78,10 @@ def epoch_trainer(texts: list[str], labels: Any, teacher: Any) -> None:
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
 
-    model = student()
+    model = student(EPOCH_LENGTH)
 
     def tokenised(row: dict[str, Any]) -> Any:
-        return model.tokenizer(row["text"], padding="max_length", truncation=True, max_length=LENGTH)
+        return model.tokenizer(row["text"], padding="max_length", truncation=True, max_length=EPOCH_LENGTH)
 
     rows = Dataset.from_dict({"text": texts, "labels": labels.tolist(), "soft": teacher.tolist()})
     rows = rows.map(tokenised, batched=True, remove_columns=["text"])
@@ -114,7 +117,8 @@ def main() -> None:
     say(here())
     data = reviews(STEP, LENGTH)
     data.labels[:], data.labelled[:] = np.arange(len(data)) % 2, True
-    batch = collate(data, np.arange(STEP), np.random.default_rng(0).normal(size=(STEP, 2)).astype(np.float32))
+    (documents,) = micro_batches(data, np.arange(STEP), STEP * LENGTH)
+    batch = collate(data, documents, np.random.default_rng(0).normal(size=(STEP, 2)).astype(np.float32))
     stock, ours, exact, taught = (student() for _ in range(4))
     adams = {id(m): optimizer(m) for m in (stock, ours, exact, taught)}
     teacher_config = {

@@ -141,7 +141,8 @@ def attend(
 def drop(weights: Tensor, probability: float) -> Tensor:
     """Set entries to zero with a probability, and enlarge the others; its steps are 1/65,536.
 
-    On a CPU random numbers are dearer than the attention itself: one of 64 bits serves four entries.
+    On a CPU random numbers are dearer than the attention itself: one of 64 bits serves four entries; and a
+    product is twice as fast there and back as a fill under a mask.
     """
     if not probability:
         return weights
@@ -149,7 +150,8 @@ def drop(weights: Tensor, probability: float) -> Tensor:
         return F.dropout(weights, probability)
     draws = torch.empty(-(-weights.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[: weights.numel()].view(weights.shape)
-    return weights.masked_fill(bits < round(probability * 65536) - 32768, 0.0) / (1 - probability)
+    kept = (bits >= round(probability * 65536) - 32768).to(weights.dtype)
+    return weights * kept.mul_(1 / (1 - probability))
 
 
 def from_first(
