@@ -46,6 +46,15 @@ def load(section: str, name: str) -> ModuleType:
     return importlib.import_module(f"distill.{section}s.{name}")
 
 
+def reader(model_type: str) -> tuple[str, str] | None:
+    """Find the architecture, as section and name, whose file reads models of this transformers type."""
+    for section in ("teacher", "student"):
+        for name in names(section):
+            if getattr(load(section, name), "MODEL_TYPE", None) == model_type:
+                return section, name
+    return None
+
+
 def schema(section: str, name: str, where: str) -> type[Model]:
     """Return an architecture's schema class."""
     try:

@@ -28,7 +28,6 @@ from distill.tasks import Floats, TaskSpec
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-SECTIONS = ("teacher", "student")
 ABOUT = "distill.json"
 
 
@@ -230,12 +229,11 @@ def read_settings(folder: Path | str) -> dict[str, Any] | None:
 
 def _foreign(folder: Path | str, config: Any) -> tuple[Model, ModuleType | None]:
     """Describe a classifier that was not trained here, by its transformers configuration."""
-    for section in SECTIONS:
-        for name in catalog.names(section):
-            module = catalog.load(section, name)
-            if getattr(module, "MODEL_TYPE", None) == config.model_type:
-                length = min(module.positions(config), 1 << 20)
-                return module.Config(architecture=name, checkpoint=str(folder), max_length=length), module
+    known = catalog.reader(config.model_type)
+    if known is not None:
+        module = catalog.load(*known)
+        length = min(module.positions(config), 1 << 20)
+        return module.Config(architecture=known[1], checkpoint=str(folder), max_length=length), module
     length = int(getattr(config, "max_position_embeddings", 512))
     return Model(
         architecture=config.model_type, checkpoint=str(folder), max_length=length, engine="stock"
@@ -260,7 +258,7 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
     quiet()
     about = read_settings(folder)
     try:
-        hf_config = AutoConfig.from_pretrained(folder)
+        hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if not about and not any("SequenceClassification" in a for a in hf_config.architectures or []):
             raise DataError(
                 f"{folder}: not a fine-tuned classifier ({', '.join(hf_config.architectures or ['?'])})"

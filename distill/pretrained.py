@@ -6,21 +6,22 @@ unless they are the new classification head's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill import hub
 from distill.errors import DataError, RecipeError
 from distill.tasks import TaskSpec
 
-HEAD = ("classifier", "pre_classifier", "pooler")
-"""Modules that a checkpoint need not have: they are trained from scratch with the task."""
+POSITIONS = "embeddings.position_embeddings.weight"
+"""Name of the table of positions inside an encoder that has one."""
 
 
-def read_config(checkpoint: str, key: str, model_types: tuple[str, ...]) -> Any:
-    """Read a checkpoint's transformers configuration.
+def read_config(checkpoint: str, key: str, model_types: tuple[str, ...] = ()) -> Any:
+    """Read a checkpoint's transformers configuration; of any model type where none is given.
 
     Raises:
         RecipeError: it is of none of these model types.
@@ -31,10 +32,10 @@ def read_config(checkpoint: str, key: str, model_types: tuple[str, ...]) -> Any:
 
     where = hub.checkpoint(checkpoint, key)
     try:
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{key}: {checkpoint}: {str(error).splitlines()[0][:200]}") from None
-    if config.model_type not in model_types:
+    if model_types and config.model_type not in model_types:
         raise RecipeError(
             f"{key}: {checkpoint} is a {config.model_type} model, and {' or '.join(model_types)} is needed"
         )
@@ -67,6 +68,7 @@ def from_checkpoint(auto: Any, checkpoint: str, key: str, task: TaskSpec, **chan
         changes: fields of the configuration to set.
 
     Raises:
+        RecipeError: the configuration has no such field.
         DataError: weights beside the head's are missing.
     """
     from safetensors import SafetensorError
@@ -76,15 +78,90 @@ def from_checkpoint(auto: Any, checkpoint: str, key: str, task: TaskSpec, **chan
         model, info = auto.from_pretrained(
             where, num_labels=task.classes, ignore_mismatched_sizes=True, output_loading_info=True, **changes
         )
+    except TypeError as error:
+        # Fields that the configuration does not have are handed on to the class, which takes none.
+        raise RecipeError(f"{key.partition('.')[0]}.config: {str(error).splitlines()[0][:200]}") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{key}: {checkpoint}: {str(error).splitlines()[0][:200]}") from None
-    refuse_missing(info["missing_keys"], checkpoint, key)
+    # A weight of another shape is as good as missing; that of a head was for other classes.
+    lost = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
+    refuse_missing(_of_encoder(model, lost), checkpoint, key)
     return model
 
 
+def classifier(
+    checkpoint: str,
+    key: str,
+    task: TaskSpec,
+    found: Any,
+    max_length: int,
+    *,
+    first: int,
+    lengthen: bool,
+    **changes: Any,
+) -> Any:
+    """Load a checkpoint as a classifier of windows of ``max_length`` tokens.
+
+    Args:
+        checkpoint: a folder, hub id or package address.
+        key: the recipe key that named it.
+        task: gives the head its width.
+        found: the checkpoint's configuration.
+        max_length: in tokens.
+        first: rows of the position table before the first token's.
+        lengthen: tile the positions where they are fewer; the result must be trained before it reads there.
+        changes: fields of the configuration to set.
+
+    Raises:
+        RecipeError: there are fewer positions, and ``lengthen`` is off or there is no table of them.
+        DataError: weights beside the head's are missing.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    section = key.partition(".")[0]
+    known = getattr(found, "max_position_embeddings", None)
+    positions = max_length if known is None else int(known) - first
+    if max_length <= positions or not lengthen:
+        check_length(max_length, positions, section, may_lengthen=True)
+        return from_checkpoint(AutoModelForSequenceClassification, checkpoint, key, task, **changes)
+    weights = backbone_weights(checkpoint, key)
+    if POSITIONS not in weights:
+        raise RecipeError(
+            f"{section}.lengthen: a {found.model_type} has no table of positions to tile; "
+            f"set {section}.max_length={positions}"
+        )
+    weights[POSITIONS] = torch.cat([weights[POSITIONS][:first], tile(weights[POSITIONS][first:], max_length)])
+    for field, value in {**changes, "max_position_embeddings": len(weights[POSITIONS])}.items():
+        setattr(found, field, value)
+    found.num_labels = task.classes
+    model = AutoModelForSequenceClassification.from_config(found)
+    own = set(model.base_model.state_dict())
+    fill(
+        model, {f"{model.base_model_prefix}.{n}": w for n, w in weights.items() if n in own}, checkpoint, key
+    )
+    return model
+
+
+def reserved(config: Any) -> int:
+    """Count the rows of a model's position table before the first token's.
+
+    RoBERTa and its like keep those up to and with the padding's for padding.
+    """
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    return int(getattr(getattr(model, "embeddings", None), "padding_idx", -1)) + 1
+
+
+def _of_encoder(model: Any, names: Any) -> list[str]:
+    """Leave out the head's: it is trained from scratch with the task."""
+    return [name for name in names if name.startswith(f"{model.base_model_prefix}.")]
+
+
 def refuse_missing(missing: Any, checkpoint: str, key: str) -> None:
-    """Raise DataError when weights beside the head's are missing."""
-    lost = sorted(name for name in missing if not any(part in HEAD for part in name.split(".")))
+    """Raise DataError when weights of an encoder beside its pooler's are missing."""
+    lost = sorted(name for name in missing if "pooler" not in name.split("."))
     if lost:
         raise DataError(f"{key}: {checkpoint} lacks {len(lost)} of the model's weights, {lost[0]} among them")
 
@@ -96,7 +173,7 @@ def fill(model: Any, weights: Mapping[str, Tensor], checkpoint: str, key: str) -
         DataError: weights beside the head's are missing, or are not the model's.
     """
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    refuse_missing(missing, checkpoint, key)
+    refuse_missing(_of_encoder(model, missing), checkpoint, key)
     assert not unexpected, f"weights without a place: {unexpected[:3]}"
 
 
@@ -121,3 +198,16 @@ def tile(positions: Tensor, length: int) -> Tensor:
     """Repeat learnt positions ``(old, width)`` to ``(length, width)`` (Beltagy et al. 2020, section 5)."""
     repeats = -(-length // len(positions))
     return positions.repeat(repeats, 1)[:length].clone()
+
+
+def reduce(tables: Sequence[Tensor], width: int) -> list[Tensor]:
+    """Bring tables of embeddings ``(rows, old)`` to ``(rows, width)``, as near to what they were as can be.
+
+    The rows of all tables together are projected on their ``width`` foremost singular directions, which
+    loses least of them in squares (Eckart and Young 1936). All share these directions, for a token's embedding is
+    the sum of a row of each. Of each direction the largest entry is positive, so that the result is settled.
+    """
+    whole = torch.cat(list(tables)).double()
+    directions = torch.linalg.eigh(whole.T @ whole).eigenvectors.flip(1)[:, :width]
+    signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    return [(table.double() @ (directions * signs)).to(table.dtype) for table in tables]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import model_validator
+
 from distill.recipe import Student
 
 if TYPE_CHECKING:
@@ -37,6 +39,19 @@ class Config(Student):
     width: Literal[128, 256, 512, 768] = 128
     checkpoint: str | None = _hub_id(2, 128)
     """null: random weights of this size, with the teacher's vocabulary."""
+    lengthen: bool = False
+    """Make the positions reach max_length by tiling them (Beltagy et al. 2020, section 5)."""
+    init: Literal["checkpoint", "teacher_embeddings"] = "checkpoint"
+    """teacher_embeddings: random weights but for the teacher's embeddings, reduced to this width."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Config:
+        if self.init == "teacher_embeddings" and (self.checkpoint or self.tokenizer):
+            raise ValueError(
+                "init: teacher_embeddings takes the embeddings and the tokenizer from the teacher; "
+                "set student.checkpoint=null, and no tokenizer"
+            )
+        return self
 
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
@@ -45,6 +60,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
 
     from distill import pretrained
     from distill.errors import RecipeError
+    from distill.students import _embeddings
 
     if config.checkpoint is not None:
         key = "student.checkpoint"
@@ -54,10 +70,9 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
                 f"{key}: {config.checkpoint} has {found.num_hidden_layers} layers of width {found.hidden_size}, "
                 f"and the recipe says {config.layers} of {config.width}"
             )
-        pretrained.check_length(config.max_length, found.max_position_embeddings, "student")
-        return pretrained.from_checkpoint(
-            BertForSequenceClassification, config.checkpoint, key, task, **config.config
-        )
+        return pretrained.classifier(
+            config.checkpoint, key, task, found, config.max_length, first=0, lengthen=config.lengthen, **config.config
+        )  # fmt: skip
     fields = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -67,4 +82,9 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         "intermediate_size": 4 * config.width,
         "max_position_embeddings": max(512, config.max_length),
     }
-    return BertForSequenceClassification(BertConfig(**{**fields, **config.config}, num_labels=task.classes))
+    made = BertConfig(**{**fields, **config.config}, num_labels=task.classes)
+    if config.init == "teacher_embeddings":
+        return _embeddings.build(
+            BertForSequenceClassification, made, teacher, config.max_length, config.lengthen
+        )
+    return BertForSequenceClassification(made)

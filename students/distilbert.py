@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import model_validator
+
 from distill.recipe import Student
 
 if TYPE_CHECKING:
@@ -23,6 +25,19 @@ class Config(Student):
     architecture: Literal["distilbert"]
     checkpoint: str | None = "distilbert/distilbert-base-uncased"
     """null: random weights, sized by ``config``, with the teacher's vocabulary."""
+    lengthen: bool = False
+    """Make the positions reach max_length by tiling them (Beltagy et al. 2020, section 5)."""
+    init: Literal["checkpoint", "teacher_embeddings"] = "checkpoint"
+    """teacher_embeddings: random weights but for the teacher's embeddings, reduced to this width."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Config:
+        if self.init == "teacher_embeddings" and (self.checkpoint or self.tokenizer):
+            raise ValueError(
+                "init: teacher_embeddings takes the embeddings and the tokenizer from the teacher; "
+                "set student.checkpoint=null, and no tokenizer"
+            )
+        return self
 
 
 def positions(config: Any) -> int:
@@ -35,21 +50,26 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     from distill import pretrained
+    from distill.students import _embeddings
 
     if config.checkpoint is not None:
         key = "student.checkpoint"
         found = pretrained.read_config(config.checkpoint, key, (MODEL_TYPE,))
-        pretrained.check_length(config.max_length, positions(found), "student")
-        return pretrained.from_checkpoint(
-            DistilBertForSequenceClassification, config.checkpoint, key, task, **config.config
-        )
+        return pretrained.classifier(
+            config.checkpoint, key, task, found, config.max_length, first=0, lengthen=config.lengthen, **config.config
+        )  # fmt: skip
     fields = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "max_position_embeddings": max(512, config.max_length),
         **config.config,
     }
-    return DistilBertForSequenceClassification(DistilBertConfig(**fields, num_labels=task.classes))
+    made = DistilBertConfig(**fields, num_labels=task.classes)
+    if config.init == "teacher_embeddings":
+        return _embeddings.build(
+            DistilBertForSequenceClassification, made, teacher, config.max_length, config.lengthen
+        )
+    return DistilBertForSequenceClassification(made)
 
 
 def forward(model: Any, config: Config, batch: Batch) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from distill import pretrained
@@ -47,22 +46,6 @@ def build(
         return AutoModelForSequenceClassification.from_config(made)
     key = "teacher.checkpoint"
     found = pretrained.read_config(config.checkpoint, key, (model_type,))
-    longer = config.lengthen and config.max_length > positions(found)
-    if not longer:
-        pretrained.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
-        return pretrained.from_checkpoint(
-            AutoModelForSequenceClassification, config.checkpoint, key, task, **config.config
-        )
-    weights = pretrained.backbone_weights(config.checkpoint, key)
-    first, table = reserved(found), "embeddings.position_embeddings.weight"
-    weights[table] = torch.cat(
-        [weights[table][:first], pretrained.tile(weights[table][first:], config.max_length)]
-    )
-    for field, value in {**config.config, "max_position_embeddings": len(weights[table])}.items():
-        setattr(found, field, value)
-    found.num_labels = task.classes
-    model = AutoModelForSequenceClassification.from_config(found)
-    own = set(model.base_model.state_dict())
-    prefixed = {f"{model.base_model_prefix}.{name}": w for name, w in weights.items() if name in own}
-    pretrained.fill(model, prefixed, config.checkpoint, key)
-    return model
+    return pretrained.classifier(
+        config.checkpoint, key, task, found, config.max_length, first=reserved(found), lengthen=config.lengthen, **config.config
+    )  # fmt: skip

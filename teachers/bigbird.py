@@ -73,9 +73,13 @@ def padding(model: Any, config: Config) -> Padding | None:
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from a BigBird checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
     model = _build(config, task, tokenizer)
-    # The head does not read the pooler: without gradients for it, several processes would wait for them.
-    model.bert.pooler.requires_grad_(False)
+    freeze_unread(model)
     return model
+
+
+def freeze_unread(model: Any) -> None:
+    """Leave the pooler out of training: the head does not read it, and several processes would wait for gradients."""
+    model.bert.pooler.requires_grad_(False)
 
 
 def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:

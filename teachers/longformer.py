@@ -47,12 +47,18 @@ def positions(config: Any) -> int:
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from a Longformer checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
     model = _build(config, task, tokenizer)
-    # Of the last layer only the global tokens' own projections are read: without gradients for the others,
-    # several processes would wait for them.
+    freeze_unread(model)
+    return model
+
+
+def freeze_unread(model: Any) -> None:
+    """Leave the last layer's local projections out of training: only the global tokens' own are read there.
+
+    Several processes would wait for gradients of the others.
+    """
     last = model.longformer.encoder.layer[-1].attention.self
     for part in (last.query, last.key, last.value):
         part.requires_grad_(False)
-    return model
 
 
 def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:

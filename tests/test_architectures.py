@@ -38,6 +38,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "distilbert": {"section": "student", "checkpoint": None, "config": SMALL},
     "fnet": {"section": "student", "checkpoint": None, "config": FOURIER},
     "teacher_layers": {"section": "student", "layers": [1, 0]},
+    "auto": {"section": "student", "config": {}},
+    "fnet_from_bert": {"section": "student", "config": {}},
 }
 # BigBird: (5 + 2 · 1) · 4 = 28 tokens is the last length that is read with full attention.
 LENGTHS = [5, 90, 27, 28, 29, 30, 61, 64, 3, 66, 33]
@@ -60,15 +62,31 @@ def bigbird_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: P
     return folder
 
 
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A pretrained BERT of 4,096 positions with its tokenizer, for students that need a checkpoint."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("pretrained")
+    words = AutoTokenizer.from_pretrained(tokenizer_folder)
+    torch.manual_seed(5)
+    fields = {**TINY, "vocab_size": len(words), "max_position_embeddings": 4096}
+    BertModel(BertConfig(**fields)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
 Make = Callable[..., Classifier]
 
 
 @pytest.fixture
-def make(tokenizer_folder: Path, bigbird_folder: Path) -> Make:
+def make(tokenizer_folder: Path, bigbird_folder: Path, bert_folder: Path) -> Make:
     """Build a tiny classifier of an architecture, in evaluation mode."""
 
     def build(architecture: str, seed: int = 0, **fields: Any) -> Classifier:
         teacher = bigbird_folder if architecture == "teacher_layers" else None
+        if architecture in ("auto", "fnet_from_bert"):
+            fields = {"checkpoint": str(bert_folder), **fields}
         if teacher is None and "checkpoint" not in fields:
             fields = {"tokenizer": str(tokenizer_folder), **fields}
         section, config = config_of(architecture, **fields)
@@ -170,19 +188,21 @@ def test_bigbirds_random_blocks_in_training_are_the_stock_ones_and_numpys_genera
     assert float((read(model.eval(), data, [1]) - found.detach()).abs().max()) > 1e-4, "random blocks matter"
 
 
-WITHOUT_DROPOUT = {
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,  # BERT and its like
-    "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0,  # DistilBERT
-}  # fmt: skip
+WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+DISTILBERT_WITHOUT_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
 KEY_BIAS = re.compile(r"(key|key_global|k_lin)\.bias")
 BLOCK = 4
 # One token, two, around a block, around a window, around the last length of BigBird's full attention, long.
 MIXED = [28, 1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 5, 5, 27, 29, 8, 9, 61, 64, 90, 96, 33]
 
 
+def without_dropout(architecture: str) -> dict[str, float]:
+    return DISTILBERT_WITHOUT_DROPOUT if architecture == "distilbert" else WITHOUT_DROPOUT
+
+
 def engines(make: Make, architecture: str, **fields: Any) -> tuple[Classifier, Classifier]:
     """Make a packed classifier and a stock one with the same weights and without dropout."""
-    config = {**ARCHITECTURES[architecture].get("config", {}), **WITHOUT_DROPOUT}
+    config = {**ARCHITECTURES[architecture].get("config", {}), **without_dropout(architecture)}
     ours = make(architecture, config=config, **fields)
     stock = make(architecture, config=config, engine="stock", **fields)
     stock.load_state_dict(ours.state_dict())
@@ -227,7 +247,7 @@ def test_packed_and_stock_agree_at_the_published_blocks_windows_and_lengths(
     architecture: str, make: Make
 ) -> None:
     wide = {"max_position_embeddings": 4096} if ARCHITECTURES[architecture]["section"] == "student" else {}
-    config = {**ARCHITECTURES[architecture]["config"], **WITHOUT_DROPOUT, **wide}
+    config = {**ARCHITECTURES[architecture]["config"], **without_dropout(architecture), **wide}
     fields = {"max_length": 4096, "config": config, **PUBLISHED.get(architecture, {})}
     ours, stock = make(architecture, **fields), make(architecture, engine="stock", **fields)
     stock.load_state_dict(ours.state_dict())
@@ -339,10 +359,8 @@ def gradients(model: Classifier, batches: Sequence[Batch], training: bool = True
 
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "teacher_layers"])
 def test_gradient_checkpointing_changes_no_gradient(architecture: str, make: Make) -> None:
-    dropout = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
-    plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     base = ARCHITECTURES[architecture]["config"]
-    model = make(architecture, config={**base, **(dropout if architecture == "distilbert" else plain)})
+    model = make(architecture, config={**base, **without_dropout(architecture)})
     data = packed(LENGTHS)
     batches = [collate(data, part) for part in micro_batches(data, np.arange(len(data)), 128)]
     expected = gradients(model, batches)
