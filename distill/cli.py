@@ -152,6 +152,63 @@ def student(
     say(f"next: distill compare {job.group}")
 
 
+@app.command(
+    epilog="Example: distill sweep --teacher run1 --students bert_tiny,bert_mini "
+    "--grid student.losses.0.temperature=1,2,4 --seeds 3"
+)
+def sweep(
+    students: Annotated[str, typer.Option(help="Names of students, with commas between them.")],
+    teacher: TeacherOption = None,
+    grid: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--grid", "-g", help="Values of a key under student., with commas: key=1,2,4. Repeatable."
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="Train each this many times, with different seeds.")
+    ] = 1,
+    control: Annotated[
+        bool,
+        typer.Option("--control/--no-control", help="Train each student without the teacher, too."),
+    ] = True,
+    bench: Annotated[
+        bool, typer.Option("--bench/--no-bench", help="Measure latency, throughput and memory at the end.")
+    ] = True,
+    set_: SetOption = None,
+    name: Annotated[
+        Optional[str], typer.Option("--name", help="The group's name; TEACHER-sweep where absent.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train every combination of students and values, from one cache. The same command again goes on."""
+    from distill import runs, show
+    from distill import sweep as sweeping
+    from distill.progress import say
+
+    if not teacher:
+        raise UsageError("--teacher is missing (a run, a folder or a hub id)")
+    group = sweeping.group_name(name, teacher[0])
+    values = sweeping.read_grid(grid or [])
+    for one in teacher:
+        runs.refuse_unfinished(one)
+    own = runs.find_recipe(teacher)
+    if recipe is None and own is None:
+        raise UsageError("--recipe is missing: the teacher is no run here, so it has no recipe of its own")
+    found = sweeping.combinations(
+        recipe or str(own), set_ or [], students.split(","), values, group, control=control
+    )
+    recipe_name = recipe or runs.find(teacher[0]).read().recipe
+    corpus, parts = sweeping.plan(found, recipe_name, teacher, group, seeds)
+    show.sweep(parts)
+    if dry_run:
+        return
+    sweeping.run(parts, corpus)
+    show.comparison([group], bench=bench, report=None)
+    say(f"again: distill compare {group}")
+
+
 @cache_app.callback(
     epilog="Example: distill cache --teacher run1 --split transfer; distill cache ls; distill cache verify"
 )

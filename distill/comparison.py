@@ -47,6 +47,8 @@ class Row:
     role: str
     model: str
     group: str
+    against: str
+    """``model`` of its control's line; its own where nothing else is said."""
     runs: list[str]
     seeds: list[int]
     quality: Figure
@@ -157,7 +159,7 @@ def collect(names: Sequence[str] = ()) -> list[RunFolder]:
     for run in list(chosen.values()):
         for other in known.values():
             pair = (run.role, other.role) == ("distilled", "control") and run.seed == other.seed
-            control = pair and (run.group, run.model) == (other.group, other.model)
+            control = pair and (run.group, run.against or run.model) == (other.group, other.model)
             if _data(run) == _data(other) and (other.name in run.teachers or control):
                 chosen.setdefault(other.name, other)
     for run in list(chosen.values()):
@@ -252,6 +254,7 @@ def _row(line: Sequence[_Done], label: str, done: Sequence[_Done], task: TaskSpe
         role=run.role,
         model=run.model,
         group=run.group,
+        against=run.against or run.model,
         runs=[one.run.name for one in line],
         seeds=[one.run.seed for one in line],
         quality=quality,
@@ -285,7 +288,7 @@ def _against_control(row: Row, done: Sequence[_Done], metric: str, notes: list[s
     controls = {
         one.run.seed: one
         for one in done
-        if (one.run.role, one.run.group, one.run.model) == ("control", row.group, row.model)
+        if (one.run.role, one.run.group, one.run.model) == ("control", row.group, row.against)
     }
     mine = [one for one in done if one.run.name in row.runs]
     pairs = [(one, controls[one.run.seed]) for one in mine if one.run.seed in controls]
@@ -386,13 +389,14 @@ def _ordered(rows: Sequence[Row], metric: str) -> list[Row]:
     best: dict[tuple[str, str], float] = {}
     for row in rows:
         if row.role in ("distilled", "control"):
-            key = (row.group, row.model)
+            key = (row.group, row.against)
             best[key] = max(best.get(key, -math.inf), sign * row.quality.mean)
 
-    def place(row: Row) -> tuple[int, float, str, int]:
-        family = best.get((row.group, row.model), 0.0) if row.role in ("distilled", "control") else None
-        first = -sign * row.quality.mean if family is None else -family
-        return min(_ROLES.index(row.role), 2), first, row.group + row.model, _ROLES.index(row.role)
+    def place(row: Row) -> tuple[int, float, str, int, float]:
+        own = -sign * row.quality.mean
+        family = best.get((row.group, row.against), 0.0) if row.role in ("distilled", "control") else None
+        first = own if family is None else -family
+        return min(_ROLES.index(row.role), 2), first, row.group + row.against, _ROLES.index(row.role), own
 
     return sorted(rows, key=place)
 

@@ -288,6 +288,11 @@ class Student(Model):
     """Divide the target's logits by the temperature that gives the validation labels the least NLL, before any
     term reads them (Guo et al. 2017); a term's own temperature comes on top. Not for regression."""
 
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether a term of its objective goes without labels."""
+        return not all(term.needs_label for term in self.losses)
+
 
 class Cache(Strict):
     """How logits are written down."""
@@ -405,21 +410,45 @@ def _extended(name: str, seen: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], setting: str) -> None:
-    """Apply one ``a.b=c`` of ``--set``; the value is a YAML scalar or list."""
+    """Apply one ``a.b=c`` of ``--set``, or ``a.0.b=c`` in a list; the value is a YAML scalar or list."""
     keys, equals, value = setting.partition("=")
     if not equals or not keys.strip():
         raise RecipeError(f"--set {setting}: must be key=value, as in teacher.train.learning_rate=3e-5")
     *path, last = keys.strip().split(".")
     if not all((*path, last)):
         raise RecipeError(f"--set {setting}: empty key; must be as teacher.train.learning_rate=3e-5 is")
+    at: dict[str, Any] | list[Any] = raw
+    before = ""
     for key in path:
-        inner = raw.setdefault(key, {})
-        if isinstance(inner, list):
-            raise RecipeError(f"--set {setting}: {key} is a list, which is set as a whole: {key}=[…]")
-        if not isinstance(inner, dict):
+        _refuse_new_list(at, key, before, setting)
+        inner = at.setdefault(key, {}) if isinstance(at, dict) else at[_item(at, key, before, setting)]
+        if not isinstance(inner, dict | list):
             raise RecipeError(f"--set {setting}: {key} is not a section")
-        raw = inner
-    raw[last] = yaml_strict.parse(value, f"--set {keys}")
+        at, before = inner, key
+    _refuse_new_list(at, last, before, setting)
+    parsed = yaml_strict.parse(value, f"--set {keys}")
+    if isinstance(at, list):
+        at[_item(at, last, before, setting)] = parsed
+    else:
+        at[last] = parsed
+
+
+def _refuse_new_list(at: Any, key: str, name: str, setting: str) -> None:
+    """Refuse to set an item of what is not in the recipe: the default's items would be lost."""
+    if at == {} and key.isdecimal():
+        raise RecipeError(
+            f"--set {setting}: {name} is not written in the recipe, so it has no item {key}; set it as a whole: {name}=[…]"
+        )
+
+
+def _item(items: list[Any], key: str, name: str, setting: str) -> int:
+    """Read a part of a key that stands for an item of a list."""
+    if not (key.isdecimal() and int(key) < len(items)):
+        has = f"items 0 to {len(items) - 1}" if items else "no items"
+        raise RecipeError(
+            f"--set {setting}: {name} is a list of {has}: {name}.0 sets one of them, {name}=[…] the whole"
+        )
+    return int(key)
 
 
 def _is_at(model: Any, location: tuple[str | int, ...]) -> type[BaseModel] | None:

@@ -54,6 +54,8 @@ class Run:
     status: Status = "running"
     finished: float | None = None
     error: str | None = None
+    against: str = ""
+    """``model`` of the controls that it is held against, where that is not its own: a sweep's share theirs."""
     teachers: list[str] = field(default_factory=list)
     command: dict[str, Any] = field(default_factory=dict)
     """What the command line asked for, so that ``--resume`` alone is enough."""

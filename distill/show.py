@@ -19,6 +19,7 @@ from distill.runs import RunFolder
 
 if TYPE_CHECKING:
     from distill.fitting import Plan
+    from distill.sweep import Part
 
 BENCH_ROWS = 256
 """Test documents on which latency, throughput and memory are measured."""
@@ -74,6 +75,28 @@ def plan(found: Plan) -> None:
     )
     for note in found.notes:
         out.print(harmless(note), markup=False)
+
+
+def sweep(parts: list[Part]) -> None:
+    """Show what a sweep will train."""
+    from distill.sweep import time_left
+
+    if not is_main():
+        return
+    table = _table(
+        "model", "role", "run", "runs", "finished", "steps", "params M", right=("runs", "finished", "steps", "params M")
+    )  # fmt: skip
+    count = done = steps = 0
+    for part in parts:
+        finished = len(part.finished)
+        count, done = count + len(part.names), done + finished
+        steps += part.steps * (len(part.names) - finished)
+        size = [f"{part.steps:,}", f"{part.parameters / 1e6:.1f}"] if part.steps else ["", ""]
+        table.add_row(Text(part.label), part.role, part.names[0], str(len(part.names)), str(finished), *size)
+    out.print(table)
+    out.print(
+        f"{count} runs, {done} of them finished; {steps:,} steps to make; {time_left(parts)}", markup=False
+    )
 
 
 def runs_table() -> None:

@@ -6,7 +6,7 @@ Joins the other modules; what a stage needs is checked before any training start
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,16 @@ class StudentJob:
     seeds: int
     control: bool
     logits: str | None = None
+    only: Role | None = None
+    """Train the runs of this role alone, as each job of a sweep does."""
+    prefix: str | None = None
+    """What the names of its runs begin with; the group's name where absent."""
+    against: str = ""
+    """What the controls are called that its runs are held against, where ``student`` is another name."""
+
+    def trains(self, role: Role) -> bool:
+        """Say whether runs of this role are asked for."""
+        return self.only in (None, role) and (role != "control" or self.control)
 
 
 def member(group: str, role: Role, number: int) -> str:
@@ -128,14 +138,17 @@ def plan_students(recipe: Recipe, teachers: Sequence[str]) -> fitting.Plan:
     corpus = fitting.load_corpus(recipe)
     if recipe.student.architecture == "tfidf":
         raise UsageError("--dry-run: tfidf has no tokens and trains in seconds; run it")
-    model = models.build(recipe.student, "student", corpus.task, recipe.student.train.seed, _folder(found))
-    trained = ["train", "transfer"] if _reads_unlabelled(recipe.student) else ["train"]
+    model = models.build(
+        recipe.student, "student", corpus.task, recipe.student.train.seed, teacher_folder(found)
+    )
+    trained = ["train", "transfer"] if recipe.student.reads_unlabelled else ["train"]
     return fitting.plan(
         f"student {recipe.student.architecture}", corpus, model, recipe.student.train, trained, []
     )
 
 
-def _folder(teachers: Sequence[caching.TeacherRef]) -> Path | None:
+def teacher_folder(teachers: Sequence[caching.TeacherRef]) -> Path | None:
+    """Return the folder of the first teacher's model, for students that take something from it."""
     return Path(teachers[0].model) if teachers else None
 
 
@@ -143,35 +156,42 @@ def _is_distilled(student: Student) -> bool:
     return any(term.needs_teacher for term in student.losses)
 
 
-def _reads_unlabelled(student: Student) -> bool:
-    return not all(term.needs_label for term in student.losses)
+def steps_of(student: Student, rows: Mapping[str, Sized]) -> int:
+    """Count the optimizer steps of a student, and of its control, from the rows of each split."""
+    unlabelled = len(rows["transfer"]) if "transfer" in rows and student.reads_unlabelled else 0
+    return total_steps(student.train, len(rows["train"]) + unlabelled)
 
 
-def train_students(job: StudentJob) -> list[RunFolder]:
+def train_students(job: StudentJob, corpus: Corpus | None = None) -> list[RunFolder]:
     """Train a student for each seed, each with its control, and the TF-IDF baseline of the same rows.
 
     Runs of the group that have finished are left as they are, so that calling this again goes on.
 
+    Args:
+        job: what is asked for.
+        corpus: the recipe's data, where it has been read already.
+
     Returns:
-        All runs of the group.
+        All runs of the job.
     """
     recipe = recipes.build(yaml_strict.parse(job.recipe, job.recipe_name), job.recipe_name)
     teachers = [caching.find_teacher(name) for name in job.teachers]
     if not teachers and job.logits is None:
         raise UsageError("--teacher is missing (a run, a folder or a hub id), or --logits")
-    if recipe.student.checkpoint is not None:
+    if recipe.student.checkpoint is not None and job.only != "baseline":
         hub.checkpoint(recipe.student.checkpoint, "student.checkpoint")
-    corpus = fitting.load_corpus(recipe)
+    corpus = corpus or fitting.load_corpus(recipe)
     result = []
-    if recipe.student.architecture != "tfidf":
+    if recipe.student.architecture != "tfidf" and job.only != "baseline":
         # The model is built first: a checkpoint that is missing should not cost a caching pass.
         probe = models.build(
-            recipe.student, "student", corpus.task, recipe.student.train.seed, _folder(teachers)
+            recipe.student, "student", corpus.task, recipe.student.train.seed, teacher_folder(teachers)
         )
         encoded = {name: fitting.encode_rows(probe, rows) for name, rows in corpus.splits.items()}
         del probe
         result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()})
-    result.append(_baseline(job, recipe, corpus))
+    if job.trains("baseline"):
+        result.append(_baseline(job, recipe, corpus))
     return result
 
 
@@ -185,13 +205,13 @@ def _train_group(
     student = recipe.student
     labelled = both = encoded["train"]
     targets: Targets | None = None
-    if _is_distilled(student):
+    if _is_distilled(student) and job.trains("distilled"):
         targets = open_targets(recipe, corpus, teachers, job.logits)
-    if "transfer" in encoded and _reads_unlabelled(student):
+    if "transfer" in encoded and student.reads_unlabelled:
         both = concatenate([labelled, encoded["transfer"]])
     elif "transfer" in encoded:
         say("transfer: not used, for every term of student.losses needs a label")
-    steps = total_steps(student.train, len(both))
+    steps = steps_of(student, encoded)
     every = student.train.evaluate_every or max(1, -(-len(both) // student.train.batch_size))
     result = []
     for number in range(job.seeds):
@@ -200,13 +220,13 @@ def _train_group(
         # The control makes as many steps, over its labelled rows alone, and is evaluated as often.
         passes = steps * settings.batch_size / len(labelled) + 1
         alone = settings.model_copy(update={"epochs": float(passes), "max_steps": steps})
-        jobs: list[tuple[Role, Train, Sequence[Loss], Encoded, Lookup | None]] = [
-            ("distilled", settings, student.losses, both, targets.lookup if targets else None)
-        ]
-        if job.control:
+        jobs: list[tuple[Role, Train, Sequence[Loss], Encoded, Lookup | None]] = []
+        if job.trains("distilled"):
+            jobs.append(("distilled", settings, student.losses, both, targets.lookup if targets else None))
+        if job.trains("control"):
             jobs.append(("control", alone, [Loss(kind="hard")], labelled, None))
         for role, chosen, terms, rows, target in jobs:
-            model = models.build(student, "student", corpus.task, seed, _folder(teachers))
+            model = models.build(student, "student", corpus.task, seed, teacher_folder(teachers))
             planning.require_disk(fitting.cost_of(model, chosen, rows).disk)
             own = targets if role == "distilled" else None
             folder = _open_member(job, recipe, role, number, seed, own.facts if own else {"logits": []})
@@ -241,12 +261,12 @@ def _open_member(
     job: StudentJob, recipe: Recipe, role: Role, number: int, seed: int, facts: dict[str, Any]
 ) -> RunFolder:
     """Open a run of the group, or make it."""
-    name = member(job.group, role, number)
+    name = member(job.prefix or job.group, role, number)
     if processes.agree((runs.runs_folder() / name / "run.json").is_file()):
         return runs.find(name)
     return fitting.new_run(
         name, role, recipe, job.recipe_name, group=job.group, seed=seed, model="tfidf" if role == "baseline" else job.student,
-        teachers=list(job.teachers), command=dict(vars(job)), facts=facts, status="interrupted",
+        against=job.against, teachers=list(job.teachers), command=dict(vars(job)), facts=facts, status="interrupted",
     )  # fmt: skip
 
 

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from distill.batching import Batch, Padding
     from distill.tasks import TaskSpec
 
-PRESETS = {"minilm": {"checkpoint": "nreimers/MiniLM-L6-H384-uncased"}}
+MINILM = "nreimers/MiniLM-L6-H384-uncased"
+PRESETS = {"minilm": {"checkpoint": MINILM}}
 
 
 class Config(Student):
     """The fields of a student that its checkpoint describes."""
 
     architecture: Literal["auto"]
-    checkpoint: str
+    checkpoint: str = MINILM
     lengthen: bool = False
     """Make the positions reach max_length by tiling them (Beltagy et al. 2020, section 5)."""
 

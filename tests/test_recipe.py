@@ -232,9 +232,34 @@ def test_a_wrong_setting_is_refused(base: str) -> None:
     assert "must be key=value" in refusal(base, "=3")
     assert "empty key" in refusal(base, "teacher..epochs=3")
     assert "architecture is not a section" in refusal(base, "teacher.architecture.x=3")
-    assert "losses is a list, which is set as a whole" in refusal(
-        base, "student.losses=[{kind: hard}]", "student.losses.0.kind=soft"
+
+
+@pytest.mark.parametrize("key", ["2.kind", "kind", "-1.kind", "2", "x"])
+def test_an_item_that_a_list_has_not_is_refused_with_those_that_it_has(base: str, key: str) -> None:
+    losses = "student.losses=[{kind: hard}, {kind: soft}]"
+    assert refusal(base, losses, f"student.losses.{key}=soft") == (
+        f"--set student.losses.{key}=soft: losses is a list of items 0 to 1: losses.0 sets one of them, losses=[…] the whole"
     )
+    assert "losses is a list of no items" in refusal(base, "student.losses=[]", "student.losses.0.kind=soft")
+
+
+def test_an_item_of_a_list_is_set_by_its_number_and_its_neighbours_stay(base: str) -> None:
+    losses = "student.losses=[{kind: soft, temperature: 2}, {kind: hard, weight: 0.5}]"
+    found = recipe.load(
+        base, [losses, "student.losses.0.temperature=4", "task.labels=[a, b]", "task.labels.1=c"]
+    )
+    assert [(one.kind, one.temperature, one.weight) for one in found.student.losses] == [
+        ("soft", 4.0, 1.0),
+        ("hard", 1.0, 0.5),
+    ]
+    assert found.task.labels == ["a", "c"]
+
+
+def test_an_item_of_a_list_that_is_not_written_in_the_recipe_is_refused(base: str) -> None:
+    for setting in ("student.losses.0.temperature=4", "student.losses.0=4"):
+        assert refusal(base, setting) == (
+            f"--set {setting}: losses is not written in the recipe, so it has no item 0; set it as a whole: losses=[…]"
+        )
 
 
 @pytest.mark.parametrize(("text", "rate"), [("3e-5", 3e-5), ("1", 1.0), ("0.001", 0.001)])
