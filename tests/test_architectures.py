@@ -454,13 +454,13 @@ def test_longformers_windows_are_one_for_each_layer_and_even(make: Make) -> None
         make("longformer", window=[4, 6])
 
 
-def short_checkpoint(folder: Path, tokenizer: Path, kind: str) -> Any:
+def short_checkpoint(folder: Path, tokenizer: Path, kind: str, **more: Any) -> Any:
     """Save an encoder of 32 positions with its tokenizer, as a hub would have it."""
     from transformers import AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
 
     torch.manual_seed(3)
     words = AutoTokenizer.from_pretrained(tokenizer)
-    fields = {**TINY, "vocab_size": len(words), "pad_token_id": words.pad_token_id}
+    fields = {**TINY, "vocab_size": len(words), "pad_token_id": words.pad_token_id, **more}
     model = (
         BertModel(BertConfig(**fields, max_position_embeddings=32))
         if kind == "bert"
@@ -603,6 +603,295 @@ def test_a_saved_classifier_that_lost_its_head_is_refused(tmp_path: Path, make: 
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(DataError, match="cannot be loaded"):
         models.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("architecture", ["bert_miniature", "distilbert", "auto", "fnet_from_bert"])
+def test_a_lengthened_student_reads_short_documents_as_before_and_long_ones_too(
+    architecture: str, tmp_path: Path, tokenizer_folder: Path, make: Make
+) -> None:
+    short_checkpoint(tmp_path, tokenizer_folder, "bert")
+    if architecture == "distilbert":
+        make("distilbert", config={**SMALL, "max_position_embeddings": 32}, max_length=32).save(tmp_path)
+    size = {"layers": 2, "width": 128} if architecture == "bert_miniature" else {}
+    if size:
+        short_checkpoint(tmp_path, tokenizer_folder, "bert", hidden_size=128)
+    fields = {"checkpoint": str(tmp_path), "config": {}, **size}
+    with pytest.raises(RecipeError) as caught:
+        make(architecture, **fields)
+    assert str(caught.value) == (
+        "student.max_length is 96, and the checkpoint has 32 positions; "
+        "set student.max_length=32 or student.lengthen=true"
+    )
+    before = make(architecture, max_length=32, **fields)
+    after = make(architecture, lengthen=True, **fields)
+    table = after.model.base_model.embeddings.position_embeddings.weight
+    old = before.model.base_model.embeddings.position_embeddings.weight
+    assert torch.equal(table, pretrained.tile(old, 96))
+    assert after.model.config.max_position_embeddings == 96
+    encoder = before.model.base_model_prefix
+    head = {n: w for n, w in before.model.state_dict().items() if not n.startswith(encoder)}
+    after.model.load_state_dict(head, strict=False)  # heads are random: give both the same
+    data = packed([32, 20, 95])
+    torch.testing.assert_close(read(after, data, [0, 1]), read(before, data, [0, 1]), atol=1e-5, rtol=1e-5)
+    assert torch.isfinite(read(after, data, [2])).all()
+    after.save(tmp_path / "again")
+    assert weights_hash(models.load(tmp_path / "again").model) == weights_hash(after.model)
+
+
+def test_a_position_table_of_another_size_is_refused_and_not_made_up(bert_folder: Path, make: Make) -> None:
+    with pytest.raises(DataError, match=r"lacks 1 of the model's weights, .*position_embeddings"):
+        make("auto", config={"max_position_embeddings": 64})
+    with pytest.raises(RecipeError, match=r"student\.config: .*hiddn_size"):
+        make("auto", config={"hiddn_size": 64})
+
+
+def test_an_fnet_from_a_bert_has_its_weights_and_no_projection(bert_folder: Path, make: Make) -> None:
+    from transformers import AutoModel, FNetForSequenceClassification
+
+    section, config = config_of("fnet_from_bert", checkpoint=str(bert_folder))
+    model = models.build(config, section, TASK, 0).model
+    assert type(model) is FNetForSequenceClassification
+    theirs, ours = AutoModel.from_pretrained(bert_folder).state_dict(), model.fnet.state_dict()
+    assert torch.equal(ours.pop("embeddings.projection.weight"), torch.eye(32))
+    assert not ours.pop("embeddings.projection.bias").any()
+    for name, weight in ours.items():
+        assert torch.equal(weight, theirs.pop(name.replace("fourier.output", "attention.output"))), name
+    left = {re.sub(r"^encoder\.layer\.\d+\.", "", name) for name in theirs}
+    assert left == {
+        f"attention.{part}.{kind}"
+        for part in ("self.query", "self.key", "self.value", "output.dense")
+        for kind in ("weight", "bias")
+    }
+
+
+def test_an_fnet_from_a_bert_is_that_bert_but_for_its_attention(bert_folder: Path) -> None:
+    """The paper's layer by hand, over the checkpoint's own modules."""
+    from transformers import AutoModel
+
+    bert = AutoModel.from_pretrained(bert_folder).eval()
+    section, config = config_of("fnet_from_bert", checkpoint=str(bert_folder))
+    model = models.build(config, section, TASK, 0).eval()
+    data = packed([17])
+    ids = torch.from_numpy(data.token_ids.astype(np.int64))[None]
+    with torch.inference_mode():
+        states = bert.embeddings(ids)
+        for layer in bert.encoder.layer:
+            mixed = torch.fft.fft2(states, dim=(1, 2)).real
+            states = layer.attention.output.LayerNorm(states + mixed)
+            states = layer.output(layer.intermediate(states), states)
+        expected = model.model.classifier(bert.pooler(states))
+    torch.testing.assert_close(read(model, data, [0]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_fnet_from_a_bert_at_a_fixed_length_reads_padding_as_text(make: Make) -> None:
+    own, fixed = make("fnet_from_bert"), make("fnet_from_bert", transform="max_length")
+    data = packed([96, 20])
+    torch.testing.assert_close(read(own, data, [0]), read(fixed, data, [0]), atol=1e-5, rtol=1e-5)
+    assert float((read(own, data, [1]) - read(fixed, data, [1])).abs().max()) > 1e-3
+
+
+KNOWN = {"bert": "teacher", "roberta": "teacher", "bigbird": "teacher", "longformer": "teacher", "distilbert": "student"}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", [*KNOWN, "fnet"])
+def test_auto_reads_a_known_type_as_its_own_file_does(architecture: str, tmp_path: Path, make: Make) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    more: dict[str, Any] = {"transform": "max_length"} if architecture == "fnet" else {}
+    more |= {"global_tokens": 1} if architecture == "longformer" else {}
+    theirs, data = make(architecture, **more), packed(LENGTHS)
+    theirs.save(tmp_path)
+    section, config = config_of("auto", checkpoint=str(tmp_path))
+    ours = models.build(config, section, TASK, 0).eval()
+    assert type(ours.model) in AutoModelForSequenceClassification._model_mapping.values()
+    everything = range(len(data))
+    torch.testing.assert_close(read(ours, data, everything), read(theirs, data, everything))
+    assert {n for n, p in ours.named_parameters() if p.requires_grad} == {
+        n for n, p in theirs.named_parameters() if p.requires_grad
+    }
+
+
+def other_checkpoint(folder: Path, tokenizer: Path, kind: str, **fields: Any) -> Path:
+    """Save a tiny model of a type that no file here reads."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    sizes = {**TINY, "vocab_size": len(words), "pad_token_id": words.pad_token_id}
+    config = AutoConfig.for_model(kind, **{**sizes, **fields})
+    torch.manual_seed(3)
+    AutoModel.from_config(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "electra": {"embedding_size": 32},
+    "albert": {"embedding_size": 32},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False, "type_vocab_size": 0},
+    "mpnet": {"pad_token_id": 1},
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 16, "cls_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_auto_pads_other_types_and_a_document_is_read_the_same_in_any_company(
+    kind: str, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    folder = other_checkpoint(tmp_path / "ckpt", tokenizer_folder, kind, **OTHERS[kind])
+    section, config = config_of("auto", checkpoint=str(folder))
+    model = models.build(config, section, TASK, 0).eval()
+    spread(model.model)
+    data = packed(LENGTHS)
+    together = read(model, data, range(len(data)))
+    alone = torch.cat([read(model, data, [at]) for at in range(len(data))])
+    assert float(alone.std(0).min()) > 1e-3, "the documents differ at all"
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    assert [len(part) for part in micro_batches(data, np.arange(2), 96, model.padding)] == [1, 1]
+    model.save(tmp_path / "saved")
+    again = models.load(tmp_path / "saved")
+    torch.testing.assert_close(read(again, data, range(len(data))), together)
+    gradients(model, [collate(data, [0, 1])])
+    models.freeze(model.model, embeddings=True, lowest=0)
+    # Rows that are reserved for padding are no positions.
+    assert pretrained.reserved(model.model.config) == (2 if kind == "mpnet" else 0)
+
+
+def test_auto_tiles_positions_behind_the_reserved_ones(tmp_path: Path, tokenizer_folder: Path) -> None:
+    folder = other_checkpoint(tmp_path, tokenizer_folder, "mpnet", pad_token_id=1, max_position_embeddings=34)
+    section, config = config_of("auto", checkpoint=str(folder), max_length=33)
+    with pytest.raises(RecipeError, match="is 33, and the checkpoint has 32 positions"):
+        models.build(config, section, TASK, 0)
+    section, config = config_of("auto", checkpoint=str(folder), lengthen=True)
+    model = models.build(config, section, TASK, 0).eval()
+    table = model.model.base_model.embeddings.position_embeddings.weight
+    assert len(table) == 98
+    assert torch.equal(table[2:34], table[34:66])
+    assert torch.isfinite(read(model, packed([96]), [0])).all()
+
+
+def test_auto_refuses_what_it_cannot_read_in_one_line(tmp_path: Path, tokenizer_folder: Path) -> None:
+    def refusal(kind: str, more: dict[str, Any], **fields: Any) -> str:
+        folder = other_checkpoint(tmp_path / kind, tokenizer_folder, kind, **more)
+        section, config = config_of("auto", checkpoint=str(folder), **fields)
+        with pytest.raises(RecipeError) as caught:
+            models.build(config, section, TASK, 0)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    vision = {"image_size": 8, "patch_size": 4}
+    assert "is a vit model, which transformers has no sequence classifier for" in refusal("vit", vision)
+    rope = {"max_position_embeddings": 64, **OTHERS["modernbert"]}
+    assert refusal("modernbert", rope, lengthen=True) == (
+        "student.lengthen: a modernbert has no table of positions to tile; set student.max_length=64"
+    )
+
+
+def test_auto_refuses_a_model_in_which_padding_is_not_hidden(
+    bert_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    from distill import padded
+
+    folder = other_checkpoint(tmp_path, tokenizer_folder, "electra", **OTHERS["electra"])
+    real = padded.inputs
+
+    def blind(*arguments: Any) -> dict[str, Tensor]:
+        found = real(*arguments)
+        return {**found, "attention_mask": torch.ones_like(found["attention_mask"])}
+
+    monkeypatch.setattr(padded, "inputs", blind)
+    monkeypatch.setattr(pretrained, "classifier", spread_after(pretrained.classifier))
+    section, config = config_of("auto", checkpoint=str(folder))
+    with pytest.raises(RecipeError, match="is a electra model, and its logits depend on the padding"):
+        models.build(config, section, TASK, 0)
+
+
+def spread_after(build: Callable[..., Any]) -> Callable[..., Any]:
+    def built(*arguments: Any, **named: Any) -> Any:
+        model = build(*arguments, **named)
+        spread(model)
+        return model
+
+    return built
+
+
+def test_reduced_embeddings_are_the_best_of_their_rank_and_settled() -> None:
+    rng = np.random.default_rng(0)
+    tables = [rng.normal(size=(rows, 12)) * np.linspace(1, 3, 12) for rows in (40, 9, 2)]
+    found = pretrained.reduce([torch.from_numpy(t).float() for t in tables], 5)
+    assert [tuple(t.shape) for t in found] == [(40, 5), (9, 5), (2, 5)]
+    reduced, whole = torch.cat(found).double().numpy(), np.concatenate(tables)
+    left, values, right = np.linalg.svd(whole, full_matrices=False)
+    signs = np.sign(right[np.arange(5), np.abs(right[:5]).argmax(1)])
+    np.testing.assert_allclose(reduced, left[:, :5] * values[:5] * signs, atol=1e-4)
+    # In the old width that is the best approximation of its rank there is.
+    best = (left[:, :5] * values[:5]) @ right[:5]
+    np.testing.assert_allclose(reduced @ (signs[:, None] * right[:5]), best, atol=1e-4)
+    flipped = pretrained.reduce([torch.from_numpy(t[::-1].copy()).float() for t in tables[::-1]], 5)
+    np.testing.assert_allclose(torch.cat(flipped).numpy()[::-1], reduced, atol=1e-4)
+    same = pretrained.reduce([torch.from_numpy(t).float() for t in tables], 12)
+    np.testing.assert_allclose(
+        torch.cat(same).numpy() @ torch.cat(same).numpy().T, whole @ whole.T, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("architecture", ["bert_miniature", "distilbert"])
+@pytest.mark.parametrize("family", ["bigbird", "longformer", "bert"])
+def test_a_student_may_begin_with_its_teachers_embeddings_reduced(
+    family: str, architecture: str, tmp_path: Path, tokenizer_folder: Path, roberta_tokenizer_folder: Path, make: Make
+) -> None:  # fmt: skip
+    words = roberta_tokenizer_folder if family == "longformer" else tokenizer_folder
+    teacher = make(family, tokenizer=str(words), **({"window": 8} if family == "longformer" else {}))
+    teacher.save(tmp_path)
+    narrow = {"dim": 16, "hidden_dim": 32} if architecture == "distilbert" else {"hidden_size": 16}
+    config = {**ARCHITECTURES[architecture]["config"], **narrow}
+    fields = {"config": config, "max_length": 20, "init": "teacher_embeddings"}
+    _, about = config_of(architecture, **fields)
+    student = models.build(about, "student", TASK, 0, tmp_path)
+    again = models.build(about, "student", TASK, 0, tmp_path)
+    assert weights_hash(student.model) == weights_hash(again.model)
+    assert student.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
+    theirs, ours = teacher.model.base_model.embeddings, student.model.base_model.embeddings
+    first = 2 if family == "longformer" else 0
+    tables = [theirs.word_embeddings, theirs.position_embeddings, theirs.token_type_embeddings]
+    values = [t.weight.detach() for t in tables]
+    expected = pretrained.reduce([values[0], values[1][first:], values[2]], 16)
+    assert torch.equal(ours.word_embeddings.weight, expected[0])
+    if architecture == "distilbert":
+        assert torch.equal(ours.position_embeddings.weight, expected[1][:20] + expected[2][0])
+    else:
+        assert torch.equal(ours.position_embeddings.weight, expected[1][:20])
+        assert torch.equal(ours.token_type_embeddings.weight, expected[2])
+    assert torch.isfinite(read(student, packed([20, 3]), [0, 1])).all()
+    student.save(tmp_path / "student")
+    assert weights_hash(models.load(tmp_path / "student").model) == weights_hash(student.model)
+
+
+def test_embeddings_of_a_teacher_are_refused_where_they_cannot_be_had(
+    tmp_path: Path, make: Make, tokenizer_folder: Path
+) -> None:
+    teacher = make("bert", max_length=64)
+    teacher.save(tmp_path / "bert")
+    make("distilbert").save(tmp_path / "distilbert")
+
+    def refusal(folder: str | None, **fields: Any) -> str:
+        _, config = config_of("bert_miniature", init="teacher_embeddings", **fields)
+        with pytest.raises(RecipeError) as caught:
+            models.build(config, "student", TASK, 0, tmp_path / folder if folder else None)
+        return str(caught.value)
+
+    wide = {"config": {**TINY, "hidden_size": 64}}
+    assert "the student is 64 wide and the teacher 32" in refusal("bert", **wide)
+    assert "is 65, and the checkpoint has 64 positions" in refusal("bert", max_length=65)
+    assert "a distilbert has no word_embeddings, position_embeddings, token_type_emb" in refusal("distilbert")
+    assert "student.tokenizer is missing" in refusal(None)
+    longer = {"max_length": 80, "lengthen": True, "init": "teacher_embeddings"}
+    _, config = config_of("bert_miniature", **longer)
+    student = models.build(config, "student", TASK, 0, tmp_path / "bert")
+    assert len(student.model.bert.embeddings.position_embeddings.weight) == 80
+    for taken in ({"tokenizer": str(tokenizer_folder)}, {"checkpoint": "some/bert"}):
+        for architecture in ("bert_miniature", "distilbert"):
+            with pytest.raises(ValueError, match="takes the embeddings and the tokenizer from the teacher"):
+                config_of(architecture, init="teacher_embeddings", **taken)
 
 
 @pytest.mark.parametrize("family", ["bigbird", "longformer", "roberta", "bert"])
