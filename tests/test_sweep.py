@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import TINY, Write
 
-from distill import catalog, comparison, fitting, logits, recipe, runs, stages, sweep, tracking, training
+from distill import catalog, comparison, fitting, logits, recipe, stages, sweep, tracking, training
+from distill import runs as folders
+from distill.__main__ import main
 from distill.errors import DistillError, RecipeError, UsageError
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
@@ -112,7 +114,7 @@ def test_names_are_runs_names_and_differ(file: str) -> None:
     found = listed(file, "one,two", long, "student.losses=[{kind: soft}],[{kind: mse_logits}]")
     names = [stages.member(one.prefix, one.role, 99) for one in found]
     assert len(set(names)) == len(names)
-    assert all(runs.check_name(name) for name in names)
+    assert all(folders.check_name(name) for name in names)
     plain = listed(file, "one", f"{TEMPERATURE}=2", "student.losses.1.weight=0.5")
     assert plain[1].prefix == "g-one-temperature-2-weight-0.5"
     both = listed(file, "one", "student.losses.0.weight=2", "student.losses.1.weight=0.5")
@@ -204,7 +206,7 @@ def test_a_sweep_trains_each_once_from_one_cache_and_goes_on_where_it_stopped(
 
     for part in parts:
         for name in part.names:
-            assert runs.find(name).metrics()["train"]["steps"] == part.steps
+            assert folders.find(name).metrics()["train"]["steps"] == part.steps
     found = comparison.compare(comparison.collect(["g"]))
     lines = {row.label: row for row in found.rows}
     assert set(lines) == {
@@ -237,7 +239,7 @@ def test_a_model_that_cannot_be_built_is_told_before_anything_is_trained(file: s
     found = listed(file, "one", 'student.config={"hidden_size": 32},{"hidden_size": 33}')
     with pytest.raises(ValueError, match="hidden"):
         sweep.plan(found, "tiny", ["t"], "g", 1)
-    assert [folder.name for folder in runs.every()] == ["t"]
+    assert [folder.name for folder in folders.every()] == ["t"]
 
 
 def test_the_time_left_is_that_of_the_students_that_have_been_timed(file: str) -> None:
@@ -245,7 +247,7 @@ def test_the_time_left_is_that_of_the_students_that_have_been_timed(file: str) -
     assert sweep.time_left(parts) == "time of one, two known after its first run"
     sweep.run(parts[:2], corpus)
     for name in parts[1].names:
-        folder = runs.find(name)
+        folder = folders.find(name)
         figures = folder.metrics()
         figures["train"] |= {"seconds": 60.0, "steps": 1}
         folder.write_metrics(figures)
@@ -254,3 +256,88 @@ def test_the_time_left_is_that_of_the_students_that_have_been_timed(file: str) -
         sweep.time_left(parts)
         == f"about {left} min 0 s of training left, time of two known after its first run"
     )
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["distill", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_the_command_shows_its_plan_trains_and_ends_in_the_table(
+    file: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        "sweep",
+        "-t",
+        "t",
+        "--students",
+        "one,two",
+        "-g",
+        f"{TEMPERATURE}=1,4",
+        "--no-bench",
+        "--name",
+        "s",
+    ]
+    monkeypatch.setenv("COLUMNS", "120")
+    assert command(monkeypatch, *asked, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "7 runs, 0 of them finished; 42 steps to make; time of one, two known after its first run" in shown
+    assert [path.name for path in runs.glob("*/run.json")] == ["run.json"], "nothing but the teacher"
+    assert command(monkeypatch, *asked) == 0
+    table = capsys.readouterr().out.partition("steps to make")[2]
+    for label in (f"{name} temperature={t} distilled" for name in ("one", "two") for t in (1, 4)):
+        assert re.search(rf"^{label} +\d\.\d+", table, re.MULTILINE), label
+    assert command(monkeypatch, *asked, "--dry-run") == 0
+    assert "7 runs, 7 of them finished; 0 steps to make; nothing left to train" in capsys.readouterr().out
+    assert (runs / "s" / "report").is_dir()
+    assert folders.find("s-one-temperature-4").read().command["only"] == "distilled"
+    assert command(monkeypatch, "student", "--resume", "s-one-temperature-4") == 0, "a run alone goes on too"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--students", "one"], 2, "--teacher is missing"),
+        (["-t", "nope", "--students", "one"], 2, "no run called 'nope'"),
+        (["-t", "t"], 2, "--students"),
+        (["-t", "t", "--students", "one", "--name", "t"], 2, "a run has this name"),
+        (["-t", "t", "--students", "one,one"], 2, "one stands twice"),
+        (["-t", "t", "--students", "one", "-g", "student.trian.epochs=1"], 3, "did you mean 'train'?"),
+        (["-t", "some/model", "--students", "one"], 2, "--recipe is missing"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    arguments: list[str], code: int, words: str, file: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert command(monkeypatch, "sweep", *arguments) == code
+    done = capsys.readouterr()
+    assert done.out == ""
+    assert words in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+
+
+def test_students_of_every_beginning_are_swept_together(
+    file: str, tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    words = AutoTokenizer.from_pretrained(tokenizer_folder)
+    BertModel(BertConfig(**TINY, vocab_size=len(words))).save_pretrained(tmp_path / "bert")
+    words.save_pretrained(tmp_path / "bert")
+    from_bert = {"checkpoint": str(tmp_path / "bert"), "config": {}}
+    names = catalog.presets() | {
+        "minilm": {"architecture": "auto", **from_bert},
+        "fourier": {"architecture": "fnet_from_bert", **from_bert},
+        "narrow": {**catalog.presets()["one"], "init": "teacher_embeddings"},
+    }
+    names["narrow"] |= {"config": {**TINY, "hidden_size": 16}}
+    monkeypatch.setattr(catalog, "presets", lambda: names)
+    swept(file, "minilm,fourier,narrow")
+    found = comparison.compare(comparison.collect(["g"]))
+    assert {row.label: row.agreement is not None for row in found.rows if row.role == "distilled"} == {
+        "minilm distilled": True, "fourier distilled": True, "narrow distilled": True
+    }  # fmt: skip
