@@ -191,7 +191,7 @@ def load_tokenizer(config: Model, section: str, teacher: Path | None = None) -> 
     key = f"{section}.tokenizer" if config.tokenizer else f"{section}.checkpoint"
     where = hub.checkpoint(name, key) if not Path(name).is_dir() else name
     try:
-        return AutoTokenizer.from_pretrained(where)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{key}: no tokenizer in {name}: {str(error).splitlines()[0][:160]}") from None
 
@@ -274,7 +274,7 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
             kinds = {"multi_label_classification": "multi_label", "regression": "regression"}
             task = TaskSpec(kinds.get(str(hf_config.problem_type), "single_label"), names, "nll")  # type: ignore[arg-type]
         model, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder}: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
     if info["missing_keys"]:

@@ -133,7 +133,9 @@ def caches() -> None:
 
 
 def comparison(names: list[str], *, bench: bool, report: Path | None) -> None:
-    """Compare runs: tables on the terminal, a report on disk."""
+    """Compare runs, once for all processes: tables on the terminal, a report on disk."""
+    if not is_main():
+        return
     from distill import comparison as comparing
     from distill import report as reports
 

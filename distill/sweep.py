@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distill import catalog, runs, yaml_strict
+from distill import catalog, processes, runs, yaml_strict
 from distill import recipe as recipes
 from distill.errors import UsageError
 from distill.progress import duration, say
@@ -150,7 +150,8 @@ def combinations(
         found = recipes.load(recipe, laid, student)
         return Combination(student, label, _safe(name, LONGEST), role, found, against)
 
-    result = [Combination("tfidf", "tfidf", group, "baseline", recipes.load(recipe, settings))]
+    plain = recipes.load(recipe, settings, students[0])
+    result = [Combination("tfidf", "tfidf", group, "baseline", plain)]
     known: set[str] = set()
     for student in students:
         for chosen in itertools.product(*grid.values()):
@@ -208,7 +209,7 @@ def plan(
         UsageError: a run of one of these names was asked for with another recipe or other teachers.
         DistillError: a model cannot be built.
     """
-    from distill import caching, fitting, models, stages
+    from distill import caching, fitting, hub, models, stages
 
     refs = [caching.find_teacher(name) for name in teachers]
     made = []
@@ -220,6 +221,8 @@ def plan(
         names = [stages.member(one.prefix, one.role, number) for number in range(job.seeds)]
         for name in names:
             _refuse_another(name, job)
+        if one.role != "baseline" and one.recipe.student.checkpoint is not None:
+            hub.checkpoint(one.recipe.student.checkpoint, "student.checkpoint")
         made.append((one, job, names))
     corpus = fitting.load_corpus(found[0].recipe)
     rows = {str(name): split for name, split in corpus.splits.items()}
@@ -247,7 +250,12 @@ def _refuse_another(name: str, job: StudentJob) -> None:
     if not (runs.runs_folder() / name / "run.json").is_file():
         return
     folder = runs.find(name)
-    if folder.recipe.read_text(encoding="utf-8") != job.recipe or folder.read().teachers != job.teachers:
+    was, now = (
+        yaml_strict.parse(text, name) for text in (folder.recipe.read_text(encoding="utf-8"), job.recipe)
+    )
+    if job.only == "baseline":  # it reads nothing of a student's
+        was["student"] = now["student"]
+    if was != now or folder.read().teachers != job.teachers:
         raise UsageError(
             f"{name} exists already, with another recipe or teacher; take another --name for this sweep"
         )
@@ -258,7 +266,7 @@ def run(parts: Sequence[Part], corpus: Corpus) -> None:
     from distill import stages
 
     for number, part in enumerate(parts, start=1):
-        if len(part.finished) == len(part.names):
+        if processes.agree(len(part.finished) == len(part.names)):
             continue
         say(f"{number}/{len(parts)} {part.label} {part.role}")
         stages.train_students(part.job, corpus)

@@ -786,6 +786,26 @@ def test_auto_refuses_what_it_cannot_read_in_one_line(tmp_path: Path, tokenizer_
     )
 
 
+def test_code_beside_a_checkpoint_never_runs_and_nobody_is_asked(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = other_checkpoint(tmp_path, tokenizer_folder, "electra", **OTHERS["electra"])
+    (folder / "own.py").write_text("raise SystemExit('this ran')\n")
+    section, config = config_of("auto", checkpoint=str(folder))
+    own = {"AutoConfig": "own.Own", "AutoModel": "own.Own", "AutoTokenizer": ["own.Own", None]}
+    for file in ("tokenizer_config.json", "config.json"):
+        about = json.loads((folder / file).read_text()) | {"auto_map": own}
+        about |= {"model_type": "homemade"} if file == "config.json" else {"tokenizer_class": "Homemade"}
+        (folder / file).write_text(json.dumps(about))
+        if file == "tokenizer_config.json":
+            models.build(config, section, TASK, 0).save(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"student\.checkpoint: ") as caught:
+        models.build(config, section, TASK, 0)
+    assert "\n" not in str(caught.value)
+    assert "trust" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()
+
+
 def test_auto_refuses_a_model_in_which_padding_is_not_hidden(
     bert_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer_folder: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import TINY, Write
 
 from distill import catalog, comparison, fitting, logits, recipe, stages, sweep, tracking, training
@@ -230,9 +231,20 @@ def test_a_sweep_trains_each_once_from_one_cache_and_goes_on_where_it_stopped(
 
 def test_a_run_of_another_recipe_is_not_taken_for_one_of_the_sweeps(file: str) -> None:
     swept(file, "one")
-    other = sweep.combinations(file, ["student.max_length=24"], ["one"], {}, "g", control=True)
-    with pytest.raises(UsageError, match=r"g-tfidf exists already, with another recipe or teacher"):
-        sweep.plan(other, "tiny", ["t"], "g", 1)
+    for setting, name in (("student.max_length=24", "g-one"), ("evaluation.length_buckets=[9]", "g-tfidf")):
+        other = sweep.combinations(file, [setting], ["one"], {}, "g", control=True)
+        with pytest.raises(UsageError, match=f"{name} exists already, with another recipe or teacher"):
+            sweep.plan(other, "tiny", ["t"], "g", 1)
+    _, parts = sweep.plan(listed(file, "two,one"), "tiny", ["t"], "g", 2)
+    assert [part.finished for part in parts if part.finished] == [["g-tfidf"], ["g-one"], ["g-one-control"]]
+
+
+def test_settings_are_for_the_students_that_are_swept_and_not_for_the_recipes_own(file: str) -> None:
+    raw = yaml.safe_load(Path(file).read_text())
+    raw["student"] = {"architecture": "teacher_layers", "losses": raw["student"]["losses"]}
+    Path(file).write_text(yaml.safe_dump(raw))
+    found = sweep.combinations(file, ["student.width=256"], ["one"], {}, "g", control=False)
+    assert [one.recipe.student.model_dump()["width"] for one in found] == [256, 256]
 
 
 def test_a_model_that_cannot_be_built_is_told_before_anything_is_trained(file: str) -> None:
