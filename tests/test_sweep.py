@@ -111,7 +111,7 @@ def test_the_values_of_the_grid_reach_the_recipe(file: str) -> None:
 
 
 def test_names_are_runs_names_and_differ(file: str) -> None:
-    long = "student.train.weight_decay=" + ",".join(f"0.{'1' * n}" for n in range(1, 16))
+    long = "student.train.weight_decay=" + ",".join(f"0.{'1' * n}" for n in (1, 9, 14, 15))
     found = listed(file, "one,two", long, "student.losses=[{kind: soft}],[{kind: mse_logits}]")
     names = [stages.member(one.prefix, one.role, 99) for one in found]
     assert len(set(names)) == len(names)
