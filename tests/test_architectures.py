@@ -999,6 +999,25 @@ def test_a_saved_classifier_is_a_pipeline_with_label_names_and_our_logits(
         assert named == pytest.approx({"bad": row[0], "good": row[1]}, abs=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["fnet", "fnet_from_bert"])
+def test_a_pipeline_reads_an_fnet_of_a_fixed_length_when_it_is_told_to_pad(
+    architecture: str, tmp_path: Path, make: Make
+) -> None:
+    from transformers import pipeline
+
+    model = make(architecture, transform="max_length", max_length=40)
+    model.save(tmp_path / "model")
+    texts = [text for text, _ in documents(4, longest=30)]
+    ours = models.TextReader(model).logits([(text, None) for text in texts])
+    stock = pipeline("text-classification", model=str(tmp_path / "model"), device="cpu")
+    for more, same in (({"padding": "max_length", "truncation": True}, True), ({}, False)):
+        found = [stock(text, top_k=None, function_to_apply="none", **more) for text in texts]
+        theirs = [
+            [next(s["score"] for s in row if s["label"] == name) for name in ("bad", "good")] for row in found
+        ]
+        assert (np.abs(np.array(theirs) - ours).max() < 1e-4) == same
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_seed_settles_the_weights(architecture: str, make: Make) -> None:
     one, same, other = (weights_hash(make(architecture, seed).model) for seed in (1, 1, 2))
