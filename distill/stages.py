@@ -17,6 +17,7 @@ from distill import (
     class_weights,
     fitting,
     hub,
+    live,
     models,
     planning,
     processes,
@@ -129,6 +130,7 @@ def plan_students(recipe: Recipe, teachers: Sequence[str]) -> fitting.Plan:
     if recipe.student.architecture == "tfidf":
         raise UsageError("--dry-run: tfidf has no tokens and trains in seconds; run it")
     model = models.build(recipe.student, "student", corpus.task, recipe.student.train.seed, _folder(found))
+    _live_teacher(recipe, found, corpus, model)
     trained = ["train", "transfer"] if _reads_unlabelled(recipe.student) else ["train"]
     return fitting.plan(
         f"student {recipe.student.architecture}", corpus, model, recipe.student.train, trained, []
@@ -137,10 +139,6 @@ def plan_students(recipe: Recipe, teachers: Sequence[str]) -> fitting.Plan:
 
 def _folder(teachers: Sequence[caching.TeacherRef]) -> Path | None:
     return Path(teachers[0].model) if teachers else None
-
-
-def _is_distilled(student: Student) -> bool:
-    return any(term.needs_teacher for term in student.losses)
 
 
 def _reads_unlabelled(student: Student) -> bool:
@@ -168,11 +166,24 @@ def train_students(job: StudentJob) -> list[RunFolder]:
         probe = models.build(
             recipe.student, "student", corpus.task, recipe.student.train.seed, _folder(teachers)
         )
+        beside = _live_teacher(recipe, teachers, corpus, probe)
         encoded = {name: fitting.encode_rows(probe, rows) for name, rows in corpus.splits.items()}
         del probe
-        result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()})
+        result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()}, beside)
     result.append(_baseline(job, recipe, corpus))
     return result
+
+
+def _live_teacher(
+    recipe: Recipe, teachers: Sequence[caching.TeacherRef], corpus: Corpus, student: Classifier
+) -> Classifier | None:
+    """Load the teacher that the losses need beside the student, if any, and refuse one that cannot be there."""
+    terms = recipe.student.losses
+    teacher = live.load_teacher(terms, [one.model for one in teachers])
+    if teacher is not None:
+        live.check_reading(student, teacher, corpus.splits["train"].texts(slice(0, live.SAMPLE)))
+        live.Pair(student, teacher, terms, seed=0)
+    return teacher
 
 
 def _train_group(
@@ -181,11 +192,12 @@ def _train_group(
     corpus: Corpus,
     teachers: list[caching.TeacherRef],
     encoded: dict[str, Encoded],
+    live_teacher: Classifier | None,
 ) -> list[RunFolder]:
     student = recipe.student
     labelled = both = encoded["train"]
     targets: Targets | None = None
-    if _is_distilled(student):
+    if any(term.needs_logits for term in student.losses):
         targets = open_targets(recipe, corpus, teachers, job.logits)
     if "transfer" in encoded and _reads_unlabelled(student):
         both = concatenate([labelled, encoded["transfer"]])
@@ -215,9 +227,12 @@ def _train_group(
                 continue
             weights = _weights(recipe, corpus)
             objective = Objective(corpus.task.kind, terms, chosen.label_smoothing, weights)
+            pair = None
+            if live_teacher is not None and role == "distilled":
+                pair = live.Pair(model, live_teacher, terms, seed)
             with fitting.working(folder):
                 fitting.fit(
-                    folder, recipe, corpus, model, {**encoded, "train": rows}, chosen, objective, target
+                    folder, recipe, corpus, model, {**encoded, "train": rows}, chosen, objective, target, pair
                 )
                 if own is not None:
                     _list_suspects(folder, corpus, own, tell=number == 0)

@@ -145,7 +145,7 @@ def test_an_unknown_key_at_any_depth_is_refused_with_the_nearest(base: str, sett
         ("student.losses=[{kind: soft, beta: 8}]", "student.losses.0: only dkd has alpha and beta, not soft"),
         ("student.losses=[{kind: soft, temperature: 0}]", "student.losses.0: temperature must be greater than 0"),
         ("student.losses=[{kind: soft, temperature: {start: 4, end: 0}}]", "student.losses.0: temperature must be greater than 0"),
-        ("student.losses=[{kind: warm}]", "student.losses.0.kind: must be 'hard', 'soft', 'mse_logits' or 'dkd', not 'warm'"),
+        ("student.losses=[{kind: warm}]", "student.losses.0.kind: must be 'hard', 'soft', 'mse_logits', 'dkd', 'cosine', 'hidden_mse', 'relation' or 'attention', not 'warm'"),
         ("student.losses=[{kind: soft, weight: heavy}]", "student.losses.0.weight: must be a valid number (without quotes), not 'heavy'"),
         ("student.losses=[{kind: soft, weight: -1}]", "student.losses.0.weight: must be greater than or equal to 0, not -1"),
         ("student.losses=[{kind: soft, weight: {start: 1}}]", "student.losses.0.weight.end is missing"),
