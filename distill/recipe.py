@@ -323,7 +323,7 @@ class Loss(Strict):
         }
         for name, kinds in own.items():
             if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"only {' and '.join(kinds)} has {name}, not {self.kind}")
+                raise ValueError(f"{name} is of {' and '.join(kinds)}, not of {self.kind}")
         pairs = self.layer_map if isinstance(self.layer_map, list) else []
         if self.kind == "attention" and any(0 in pair for pair in pairs):
             raise ValueError("layer_map: the embeddings (0) have no attention")

@@ -126,11 +126,12 @@ def member(group: str, role: Role, number: int) -> str:
 def plan_students(recipe: Recipe, teachers: Sequence[str]) -> fitting.Plan:
     """Describe a student's training run without running it."""
     found = [caching.find_teacher(name) for name in teachers]
+    beside = _live_teacher(recipe, found)
     corpus = fitting.load_corpus(recipe)
     if recipe.student.architecture == "tfidf":
         raise UsageError("--dry-run: tfidf has no tokens and trains in seconds; run it")
     model = models.build(recipe.student, "student", corpus.task, recipe.student.train.seed, _folder(found))
-    _live_teacher(recipe, found, corpus, model)
+    _check_live(recipe, corpus, model, beside)
     trained = ["train", "transfer"] if _reads_unlabelled(recipe.student) else ["train"]
     return fitting.plan(
         f"student {recipe.student.architecture}", corpus, model, recipe.student.train, trained, []
@@ -157,6 +158,7 @@ def train_students(job: StudentJob) -> list[RunFolder]:
     teachers = [caching.find_teacher(name) for name in job.teachers]
     if not teachers and job.logits is None:
         raise UsageError("--teacher is missing (a run, a folder or a hub id), or --logits")
+    beside = _live_teacher(recipe, teachers)
     if recipe.student.checkpoint is not None:
         hub.checkpoint(recipe.student.checkpoint, "student.checkpoint")
     corpus = fitting.load_corpus(recipe)
@@ -166,7 +168,7 @@ def train_students(job: StudentJob) -> list[RunFolder]:
         probe = models.build(
             recipe.student, "student", corpus.task, recipe.student.train.seed, _folder(teachers)
         )
-        beside = _live_teacher(recipe, teachers, corpus, probe)
+        _check_live(recipe, corpus, probe, beside)
         encoded = {name: fitting.encode_rows(probe, rows) for name, rows in corpus.splits.items()}
         del probe
         result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()}, beside)
@@ -174,16 +176,16 @@ def train_students(job: StudentJob) -> list[RunFolder]:
     return result
 
 
-def _live_teacher(
-    recipe: Recipe, teachers: Sequence[caching.TeacherRef], corpus: Corpus, student: Classifier
-) -> Classifier | None:
-    """Load the teacher that the losses need beside the student, if any, and refuse one that cannot be there."""
-    terms = recipe.student.losses
-    teacher = live.load_teacher(terms, [one.model for one in teachers])
+def _live_teacher(recipe: Recipe, teachers: Sequence[caching.TeacherRef]) -> Classifier | None:
+    """Load the teacher that the losses need beside the student, if any."""
+    return live.load_teacher(recipe.student.losses, [one.model for one in teachers])
+
+
+def _check_live(recipe: Recipe, corpus: Corpus, student: Classifier, teacher: Classifier | None) -> None:
+    """Refuse a teacher that cannot stand beside the student."""
     if teacher is not None:
         live.check_reading(student, teacher, corpus.splits["train"].texts(slice(0, live.SAMPLE)))
-        live.Pair(student, teacher, terms, seed=0)
-    return teacher
+        live.Pair(student, teacher, recipe.student.losses, seed=0)
 
 
 def _train_group(
