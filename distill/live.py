@@ -103,7 +103,7 @@ def layer_pairs(term: Loss, student: int, teacher: int) -> list[tuple[int, int]]
         return [(student, term.teacher_layer or teacher)]
     if term.kind == "cosine" or term.layer_map == "last":
         return [(student, teacher)]
-    if term.layer_map == "uniform":  # Jiao et al. 2020, section 4.2
+    if term.layer_map == "uniform":  # Jiao et al. 2020
         first = 1 if term.kind == "attention" else 0
         return [
             (m, max(first, (2 * m * teacher + student) // (2 * student))) for m in range(first, student + 1)
@@ -116,7 +116,7 @@ class Pair(nn.Module):
 
     Args:
         student: engine packed.
-        teacher: the same; it is set to evaluation mode.
+        teacher: the same; it is set to evaluation mode, and its weights take no gradients.
         terms: of the objective.
         seed: of the matrices.
 
@@ -255,7 +255,7 @@ def _check_heads(term: Loss, where: str, found: tuple[Taps, Taps], layers: tuple
         if term.kind == "attention" and layer in taps.sparse:
             raise RecipeError(
                 f"{where}: the {name} reads windows of student.max_length tokens with sparse attention; "
-                "set a shorter student.max_length, or take kind: relation"
+                "take kind: relation, or a student.max_length that it reads with full attention, if it has one"
             )
         shapes.append(taps.heads[layer][0].shape[1:])
     if term.kind == "attention" and shapes[0][0] != shapes[1][0]:

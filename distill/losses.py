@@ -93,17 +93,17 @@ def dkd(
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """``1 − cos(s, t)`` of states, ``(…, width)`` to ``(…)``; Sanh et al. 2019, section 3."""
+    """``1 − cos(s, t)`` of states, ``(…, width)`` to ``(…)``; Sanh et al. 2019."""
     return 1 - F.cosine_similarity(student, teacher, dim=-1)
 
 
 def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error of states, mean over the width, ``(…, width)`` to ``(…)``; Jiao et al. 2020, equation 8."""
+    """Squared error of states, mean over the width, ``(…, width)`` to ``(…)``; Jiao et al. 2020."""
     return (student - teacher).square().mean(-1)
 
 
 def relation(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
-    """``KL(softmax(t·tᵀ/√w) ‖ softmax(s·sᵀ/√w))`` of each token, mean over the heads; Wang et al. 2021, equation 3.
+    """``KL(softmax(t·tᵀ/√w) ‖ softmax(s·sᵀ/√w))`` of each token, mean over the heads; Wang et al. 2021.
 
     Args:
         student: queries, keys or values of windows of one length, ``(windows, length, width)``.
@@ -130,8 +130,8 @@ def attention(
 ) -> Tensor:
     """Compare where each token looks, mean over the heads.
 
-    kl: ``KL(softmax(a_t) ‖ softmax(a_s))``, Sun et al. 2020, section 3.3. mse: ``(a_s − a_t)²``, mean over the
-    keys, Jiao et al. 2020, equation 7, whose authors found the scores a before the softmax better than after.
+    kl: ``KL(softmax(a_t) ‖ softmax(a_s))``, Sun et al. 2020. mse: ``(a_s − a_t)²``, mean over the
+    keys, Jiao et al. 2020, whose authors found the scores a before the softmax better than after.
 
     Args:
         query: the student's, of windows of one length, ``(windows, length, heads, head width)``.

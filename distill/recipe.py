@@ -259,8 +259,8 @@ class Loss(Strict):
     attention: where the heads of several layers look; for documents that both models read with full attention.
 
     The last four compare the two models from inside, so that the teacher runs beside the student (see live.py):
-    it reads the student's windows, and must have its tokenizer and room for its max_length. Such a term is a
-    mean over a document's tokens and over its layers.
+    it reads the student's windows, and must have its tokenizer and room for its max_length. That makes a step
+    several times as long. Such a term is a mean over a document's tokens and over its layers.
     """
 
     kind: Literal["hard", "soft", "mse_logits", "dkd", "cosine", "hidden_mse", "relation", "attention"]
@@ -281,7 +281,8 @@ class Loss(Strict):
     """Of cosine and hidden_mse: bridge unequal widths by a learned matrix, one for all layers of the term, that
     is thrown away after training; without it they are refused."""
     teacher_layer: Count | None = None
-    """Of relation: the teacher's layer, counted from 1; its last where absent."""
+    """Of relation: the teacher's layer, counted from 1; its last where absent. (Of a Longformer the one before
+    may be better: its classifier does not read the last layer's projections of local tokens.)"""
     relation_heads: Count = 16
     """Of relation: into how many parts queries, keys and values are split; must divide both models' widths, and
     need not be the attention heads. More parts are finer relations."""

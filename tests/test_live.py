@@ -164,10 +164,10 @@ def test_layers_are_mapped_as_the_term_says(
          "student.losses.1: the student has no queries and keys to compare; take kind: hidden_mse"),
         ({"kind": "attention"}, {}, {"architecture": "longformer", "window": 8},
          "student.losses.1: the teacher reads windows of student.max_length tokens with sparse attention; "
-         "set a shorter student.max_length, or take kind: relation"),
+         "take kind: relation, or a student.max_length that it reads with full attention, if it has one"),
         ({"kind": "attention"}, {}, {"architecture": "bigbird", "block_size": 4, "random_blocks": 1},
          "student.losses.1: the teacher reads windows of student.max_length tokens with sparse attention; "
-         "set a shorter student.max_length, or take kind: relation"),
+         "take kind: relation, or a student.max_length that it reads with full attention, if it has one"),
         ({"kind": "cosine"}, {}, {"engine": "stock"},
          "student.losses: the teacher (bert) runs by engine: stock, which shows no layers; take terms of logits"),
     ],
@@ -338,7 +338,8 @@ def test_two_processes_train_student_and_bridge_as_one_does(
     script = tmp_path / "both.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom test_live import STILL, Fit, builder\n"
-        "Fit(Path(sys.argv[1]), builder(Path(sys.argv[2])), STILL)()\n"
+        "from distill import processes\n"
+        "Fit(Path(sys.argv[1]), builder(Path(sys.argv[2])), STILL)()\nprocesses.leave()\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
