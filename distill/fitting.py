@@ -24,6 +24,7 @@ from distill.encoding import Encoded, concatenate, encode
 from distill.evaluation import Predictions, measure
 from distill.files import read_json, write_json
 from distill.inference import Precision
+from distill.live import Pair
 from distill.losses import Objective
 from distill.models import Classifier
 from distill.progress import say, track
@@ -132,8 +133,12 @@ def fit(
     settings: Train,
     objective: Objective,
     lookup: Lookup | None,
+    pair: Pair | None = None,
 ) -> None:
-    """Train a model inside its run folder, measure it once on test, and write everything down."""
+    """Train a model inside its run folder, measure it once on test, and write everything down.
+
+    ``pair`` is the model with its teacher beside it, where the objective needs that.
+    """
     precision = _precision(settings)
     accelerator = inference.make_accelerator(precision)
     processes.check(accelerator)
@@ -145,6 +150,8 @@ def fit(
         "processes": accelerator.num_processes,
         "precision": precision,
     }
+    if pair is not None:
+        meaning["live teacher's weights"] = models.weights_hash(pair.teacher.model)
     facts = folder.read().facts | {
         "data": corpus.fingerprint,
         "initial_weights": initial,
@@ -161,7 +168,7 @@ def fit(
     with reporting_memory():
         done = train(
             model, encoded["train"], objective, settings, evaluate, corpus.task.metric, folder, accelerator, meaning,
-            lookup, lambda: tracking.sync(folder),
+            lookup, lambda: tracking.sync(folder), pair,
         )  # fmt: skip
         tokens = recipe.evaluation.tokens_per_batch
         found = {

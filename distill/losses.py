@@ -1,7 +1,8 @@
-"""The terms of an objective: one line of algebra each, a value for each document. Knows no model.
+"""The terms of an objective: one line of algebra each. Knows no model.
 
 A loss cannot tell a live logit from a cached one. Shapes: logits ``(documents, classes)``, results
-``(documents,)``. Gradients of the soft terms keep their scale when the temperature T changes: that is
+``(documents,)``; terms of what two models hold inside have a value for each token, and live.py makes means
+over documents of them. Gradients of the soft terms keep their scale when the temperature T changes: that is
 what the T² is for (Hinton et al. 2015, section 2.1).
 """
 
@@ -10,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, unflatten
 
 from distill.recipe import Loss, Schedule
 from distill.tasks import Kind
@@ -91,6 +92,68 @@ def dkd(
     return temperature**2 * (alpha * tckd + beta * nckd)
 
 
+def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """``1 − cos(s, t)`` of states, ``(…, width)`` to ``(…)``; Sanh et al. 2019."""
+    return 1 - F.cosine_similarity(student, teacher, dim=-1)
+
+
+def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error of states, mean over the width, ``(…, width)`` to ``(…)``; Jiao et al. 2020."""
+    return (student - teacher).square().mean(-1)
+
+
+def relation(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
+    """``KL(softmax(t·tᵀ/√w) ‖ softmax(s·sᵀ/√w))`` of each token, mean over the heads; Wang et al. 2021.
+
+    Args:
+        student: queries, keys or values of windows of one length, ``(windows, length, width)``.
+        teacher: of the same tokens; its width may be another.
+        heads: into which both widths are split; w is that of one of them.
+
+    Returns:
+        ``(windows, length)``.
+    """
+
+    def relations(of: Tensor) -> Tensor:
+        parts = unflatten(of, -1, (heads, -1))
+        return _scores(parts, parts).log_softmax(-1)
+
+    return _kl(relations(student), relations(teacher)).sum(-1).mean(1)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    teacher_query: Tensor,
+    teacher_key: Tensor,
+    distance: Literal["kl", "mse"],
+) -> Tensor:
+    """Compare where each token looks, mean over the heads.
+
+    kl: ``KL(softmax(a_t) ‖ softmax(a_s))``, Sun et al. 2020. mse: ``(a_s − a_t)²``, mean over the
+    keys, Jiao et al. 2020, whose authors found the scores a before the softmax better than after.
+
+    Args:
+        query: the student's, of windows of one length, ``(windows, length, heads, head width)``.
+        key: the student's.
+        teacher_query: of the same tokens; its head width may be another.
+        teacher_key: see there.
+        distance: see above.
+
+    Returns:
+        ``(windows, length)``.
+    """
+    student, teacher = _scores(query, key), _scores(teacher_query, teacher_key)
+    if distance == "mse":
+        return (student - teacher).square().mean(-1).mean(1)
+    return _kl(student.log_softmax(-1), teacher.log_softmax(-1)).sum(-1).mean(1)
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """Compute ``q·k/√w``: ``(windows, length, heads, w)`` twice to ``(windows, heads, length, length)``."""
+    return query.transpose(1, 2) @ key.permute(0, 2, 3, 1) / math.sqrt(query.shape[-1])
+
+
 def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     """Compute ``p·(log p − log q)``, element by element."""
     return F.kl_div(log_q, log_p, reduction="none", log_target=True)
@@ -124,8 +187,13 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term reads the teacher's logits."""
+        """Whether any term learns from a teacher."""
         return any(term.needs_teacher for term in self.terms)
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether any term reads the teacher's logits."""
+        return any(term.needs_logits for term in self.terms)
 
     @property
     def names(self) -> list[str]:
@@ -149,7 +217,11 @@ class Objective:
         return value_at(term.weight, self.step, self.total)
 
     def per_document(self, term: Loss, logits: Tensor, batch: Batch) -> Tensor:
-        """Compute one term, unweighted, ``(documents,)``; 0 for documents without the label it needs."""
+        """Compute one term, unweighted, ``(documents,)``; 0 for documents without the label it needs.
+
+        Those that need a live teacher are computed in live.py, beside the models.
+        """
+        assert not term.needs_live, "a term of the models' inside is not a function of logits"
         temperature = value_at(term.temperature, self.step, self.total)
         if term.kind == "hard":
             weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)

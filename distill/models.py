@@ -79,9 +79,13 @@ class Classifier(nn.Module):
         """Count of weights, shared ones once."""
         return sum(p.numel() for p in self.model.parameters())
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Compute logits ``(documents, classes)`` in fp32; those of several windows are averaged."""
-        logits: Tensor = self._forward(self.model, self.config, batch).float()
+    def forward(self, batch: Batch, taps: packed.Taps | None = None) -> Tensor:
+        """Compute logits ``(documents, classes)`` in fp32; those of several windows are averaged.
+
+        ``taps`` are filled on the way, which transformers' own forward pass cannot do.
+        """
+        more = () if taps is None else (taps,)
+        logits: Tensor = self._forward(self.model, self.config, batch, *more).float()
         if len(logits) == batch.size:
             return logits
         pooled = logits.new_zeros(batch.size, logits.shape[1]).index_add(0, batch.documents, logits)

@@ -6,8 +6,8 @@ from the others is computed for it alone. Knows no architecture; each says which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -36,6 +36,10 @@ Projections = tuple[nn.Linear, nn.Linear, nn.Linear]
 """Query, key and value."""
 
 
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value of all tokens, each ``(tokens, heads, head width)``."""
+
+
 @dataclass(frozen=True)
 class Attention:
     """Attention of several heads."""
@@ -49,9 +53,18 @@ class Attention:
     """Of global tokens, where they have their own."""
     global_tokens: int = 0
 
+    def project(self, states: Tensor) -> Heads:
+        """Project ``(tokens, width)``."""
+        query, key, value = (unflatten(part(states), 1, (self.heads, -1)) for part in self.projections)
+        return query, key, value
+
+    def sees_all(self, layout: Layout) -> bool:
+        """Say whether each token sees each one of its document, by the same projections."""
+        return self.readers is None and all(self.rule.sees_all(length) for length in set(layout.lengths))
+
     def everywhere(self, states: Tensor, layout: Layout) -> Tensor:
         """See :class:`Mixing`."""
-        query, key, value = (unflatten(part(states), 1, (self.heads, -1)) for part in self.projections)
+        query, key, value = self.project(states)
         context = attention.packed(query, key, value, layout, self.rule, self.dropout)
         if self.readers:
             found = self._read(self.readers, states, layout, self.global_tokens)
@@ -78,6 +91,39 @@ class Layer:
     """States to states: feed-forward, residual, dropout, norm."""
     recompute: bool
     """Whether the backward pass computes the layer again, in place of keeping what it computed."""
+
+
+@dataclass
+class Taps:
+    """What a forward pass is to write down on its way. Layers are counted from 1; 0 are the embeddings."""
+
+    states_of: Collection[int]
+    """Layers whose states are wanted, of all tokens."""
+    heads_of: Collection[int]
+    """Layers whose query, key and value are wanted, of all tokens."""
+    states: dict[int, Tensor] = field(default_factory=dict)
+    """By layer, ``(tokens, width)``."""
+    heads: dict[int, Heads] = field(default_factory=dict)
+    """By layer; none of a layer that has no attention."""
+    sparse: set[int] = field(default_factory=set)
+    """Layers of ``heads`` in which some token does not see all of its document."""
+
+    def enter(self, number: int, mixing: Mixing, states: Tensor, layout: Layout) -> None:
+        """Write down what a layer makes of the states that it is given."""
+        if number not in self.heads_of or not isinstance(mixing, Attention):
+            return
+        self.heads[number] = mixing.project(states)
+        if not mixing.sees_all(layout):
+            self.sparse.add(number)
+
+    def leave(self, number: int, states: Tensor) -> None:
+        """Write down a layer's states."""
+        if number in self.states_of:
+            self.states[number] = states
+
+    def keep(self, tokens: Tensor) -> None:
+        """Leave only some tokens, ``(tokens,)`` bool: a model that fills its windows up drops the filling."""
+        self.states = {number: states[tokens] for number, states in self.states.items()}
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -128,13 +174,14 @@ def embed(model: Any, batch: Batch, layout: Layout, **more: Tensor) -> Tensor:
     return states[0]
 
 
-def encode(layers: Sequence[Layer], states: Tensor, layout: Layout) -> Tensor:
-    """Run an encoder, and compute of its last layer what the first tokens need.
+def encode(layers: Sequence[Layer], states: Tensor, layout: Layout, taps: Taps | None = None) -> Tensor:
+    """Run an encoder, and compute of its last layer what the first tokens need, or all where it is tapped.
 
     Args:
         layers: from the bottom up.
         states: ``(tokens, width)``.
         layout: the documents.
+        taps: filled on the way.
 
     Returns:
         The first tokens' states, ``(documents, width)``.
@@ -147,17 +194,26 @@ def encode(layers: Sequence[Layer], states: Tensor, layout: Layout) -> Tensor:
         residual = states[layout.first(1, states.device)]
         return layer.feed(layer.mix(layer.mixing.at_first(states, layout), residual))
 
-    for layer in layers:
-        run = at_first if layer is layers[-1] else everywhere
+    taps = taps or Taps((), ())
+    taps.leave(0, states)
+    for number, layer in enumerate(layers, 1):
+        taps.enter(number, layer.mixing, states, layout)
+        shortened = layer is layers[-1] and number not in taps.states_of
+        run = at_first if shortened else everywhere
         if layer.recompute and torch.is_grad_enabled():
             states = checkpoint(run, layer, states, use_reentrant=False)
         else:
             states = run(layer, states)
-    return states
+        taps.leave(number, states)
+    return states if shortened else states[layout.first(1, states.device)]
 
 
 def bert_forward(
-    model: Any, batch: Batch, rule: Callable[[int], Rule] = lambda _: Full(), global_tokens: int = 0
+    model: Any,
+    batch: Batch,
+    rule: Callable[[int], Rule] = lambda _: Full(),
+    global_tokens: int = 0,
+    taps: Taps | None = None,
 ) -> Tensor:
     """Run a classifier whose parts bear BERT's names.
 
@@ -166,6 +222,7 @@ def bert_forward(
         batch: the documents.
         rule: of a layer's attention, the layers counted from 0.
         global_tokens: how many first tokens have projections of their own, where the model has those.
+        taps: filled on the way.
 
     Returns:
         Logits ``(windows, classes)``.
@@ -173,7 +230,7 @@ def bert_forward(
     layout = Layout(batch.windows.tolist())
     segments = batch.segments if model.config.type_vocab_size > 1 else torch.zeros_like(batch.segments)
     states = embed(model, batch, layout, token_type_ids=segments[None])
-    first = encode(bert_layers(model, rule, global_tokens), states, layout)
+    first = encode(bert_layers(model, rule, global_tokens), states, layout, taps)
     pooler = getattr(model.base_model, "pooler", None)
     if hasattr(model, "dropout") and pooler is not None:
         first = model.dropout(pooler(first.unsqueeze(1)))
@@ -183,6 +240,6 @@ def bert_forward(
     return logits
 
 
-def forward(model: Any, config: Any, batch: Batch) -> Tensor:
+def forward(model: Any, config: Any, batch: Batch, taps: Taps | None = None) -> Tensor:
     """Run a full-attention classifier whose parts bear BERT's names; logits ``(windows, classes)``."""
-    return bert_forward(model, batch)
+    return bert_forward(model, batch, taps=taps)

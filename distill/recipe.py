@@ -232,6 +232,18 @@ Scheduled = Annotated[
 ]
 
 
+def _form(value: Any) -> str:
+    return "[pairs]" if isinstance(value, list) else "[name]"
+
+
+_Pair = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+LayerMap = Annotated[
+    Annotated[Literal["uniform", "last"], Tag("[name]")]
+    | Annotated[list[_Pair], Field(min_length=1), Tag("[pairs]")],
+    Discriminator(_form),
+]
+
+
 class Loss(Strict):
     """One term of a student's objective (see losses.py).
 
@@ -240,9 +252,18 @@ class Loss(Strict):
     mse_logits: the teacher's logits.
     dkd: the teacher's probability of the label, and how it shares out the rest among the other classes, weighed
     apart; for single_label alone, and absent on rows without a label, as the hard term is.
+    cosine: the direction of the last layer's states.
+    hidden_mse: the states of several layers.
+    relation: how alike the queries of a window's tokens are among themselves, the keys, and the values, in the
+    student's last layer.
+    attention: where the heads of several layers look; for documents that both models read with full attention.
+
+    The last four compare the two models from inside, so that the teacher runs beside the student (see live.py):
+    it reads the student's windows, and must have its tokenizer and room for its max_length. That makes a step
+    several times as long. Such a term is a mean over a document's tokens and over its layers.
     """
 
-    kind: Literal["hard", "soft", "mse_logits", "dkd"]
+    kind: Literal["hard", "soft", "mse_logits", "dkd", "cosine", "hidden_mse", "relation", "attention"]
     weight: Scheduled = 1.0
     """A number, or a schedule of it."""
     temperature: Scheduled = 1.0
@@ -252,6 +273,21 @@ class Loss(Strict):
     beta: Annotated[float, Field(ge=0)] = 1.0
     """Of dkd: the weight of the other classes among themselves; published settings have 0.5 to 8. With two
     classes there is one other, and nothing to share out."""
+    layer_map: LayerMap = "uniform"
+    """Of hidden_mse and attention: which layer of the student learns from which of the teacher. uniform: layer m
+    of M from layer m·N/M of N, rounded, embeddings (layer 0) included; last: the last from the last; or pairs,
+    ``[[student, teacher], …]``. Layers are counted from 1."""
+    project: bool = True
+    """Of cosine and hidden_mse: bridge unequal widths by a learned matrix, one for all layers of the term, that
+    is thrown away after training; without it they are refused."""
+    teacher_layer: Count | None = None
+    """Of relation: the teacher's layer, counted from 1; its last where absent. (Of a Longformer the one before
+    may be better: its classifier does not read the last layer's projections of local tokens.)"""
+    relation_heads: Count = 16
+    """Of relation: into how many parts queries, keys and values are split; must divide both models' widths, and
+    need not be the attention heads. More parts are finer relations."""
+    distance: Literal["kl", "mse"] = "kl"
+    """Of attention: kl, of the softmaxed maps; mse, of the scores before the softmax."""
 
     @property
     def needs_label(self) -> bool:
@@ -260,8 +296,18 @@ class Loss(Strict):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether this term reads the teacher's logits."""
+        """Whether this term learns from a teacher, by its logits or live."""
         return self.kind != "hard"
+
+    @property
+    def needs_live(self) -> bool:
+        """Whether this term needs the teacher itself, running beside the student."""
+        return self.kind in ("cosine", "hidden_mse", "relation", "attention")
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether this term reads the teacher's logits."""
+        return self.needs_teacher and not self.needs_live
 
     @model_validator(mode="after")
     def _numbers_mean_something(self) -> Loss:
@@ -269,6 +315,19 @@ class Loss(Strict):
             raise ValueError(f"only soft and dkd have a temperature, not {self.kind}")
         if self.kind != "dkd" and (self.alpha, self.beta) != (1.0, 1.0):
             raise ValueError(f"only dkd has alpha and beta, not {self.kind}")
+        own = {
+            "layer_map": ("hidden_mse", "attention"),
+            "project": ("cosine", "hidden_mse"),
+            "teacher_layer": ("relation",),
+            "relation_heads": ("relation",),
+            "distance": ("attention",),
+        }
+        for name, kinds in own.items():
+            if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of {' and '.join(kinds)}, not of {self.kind}")
+        pairs = self.layer_map if isinstance(self.layer_map, list) else []
+        if self.kind == "attention" and any(0 in pair for pair in pairs):
+            raise ValueError("layer_map: the embeddings (0) have no attention")
         moved = self.temperature
         if not (moved if isinstance(moved, float) else min(moved.start, moved.end)):
             raise ValueError("temperature must be greater than 0")
@@ -348,6 +407,13 @@ class Recipe(Strict):
                     f"student.losses.{number}: dkd needs one right class for each row, which task.kind: "
                     f"{self.task.kind} does not have; take kind: soft"
                 )
+            missing = {"tfidf": "tfidf has no layers", "stock": "engine: stock shows no layers"}
+            for found in (self.student.architecture, self.student.engine):
+                if term.needs_live and found in missing:
+                    raise ValueError(
+                        f"student.losses.{number}: {term.kind} compares layers, and {missing[found]}; "
+                        "take kind: soft" + (", or engine: packed" if found == "stock" else "")
+                    )
         if self.student.calibrate and self.task.kind == "regression":
             raise ValueError("student.calibrate has no meaning for task.kind: regression")
         if self.student.calibrate and "validation" not in self.cache.splits:

@@ -25,6 +25,9 @@ class Rule(Protocol):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Compute the contexts of documents of one length, ``(documents, heads, length, head width)``."""
 
+    def sees_all(self, length: int) -> bool:
+        """Say whether every token of a document of this length sees every token."""
+
     def score(self, layout: Layout, heads: int, device: torch.device) -> tuple[Score, int]:
         """Say it of every pair of tokens of a packed batch, for flex.py.
 
@@ -46,6 +49,10 @@ class Full:
         """See :class:`Rule`."""
         return attend(query, key, value, None, dropout)
 
+    def sees_all(self, length: int) -> bool:
+        """See :class:`Rule`."""
+        return True
+
     def score(self, layout: Layout, heads: int, device: torch.device) -> tuple[Score, int]:
         """See :class:`Rule`."""
         return lambda head, query, key: torch.zeros_like(query, dtype=torch.float32), 1
@@ -63,6 +70,10 @@ class Window:
     global_tokens: int
     chunk: int = 128
 
+    def sees_all(self, length: int) -> bool:
+        """See :class:`Rule`."""
+        return length <= self.half + 1
+
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         """Say of places in a document whether the one sees the other."""
         return ((query - key).abs() <= self.half) | (key < self.global_tokens)
@@ -70,7 +81,7 @@ class Window:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """See :class:`Rule`."""
         half, chunk, first, length = self.half, self.chunk, self.global_tokens, query.shape[2]
-        if length <= half + 1:
+        if self.sees_all(length):
             return attend(query, key, value, None, dropout)
         seen, chunks, device = chunk + 2 * half, -(-length // chunk), query.device
         if length <= seen:  # one rectangle is less work than the chunks
@@ -209,6 +220,10 @@ class BlockSparse:
         middle = attend(inner, gather(key), gather(value), mask[None])
         middle = unflatten(middle, 1, (heads, stop - first)).flatten(2, 3)
         return torch.cat([begin, middle, end], dim=2)[:, :, :length]
+
+    def sees_all(self, length: int) -> bool:
+        """See :class:`Rule`."""
+        return self.plan(length) is None
 
     def score(self, layout: Layout, heads: int, device: torch.device) -> tuple[Score, int]:
         """See :class:`Rule`."""

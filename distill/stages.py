@@ -17,6 +17,7 @@ from distill import (
     class_weights,
     fitting,
     hub,
+    live,
     models,
     planning,
     processes,
@@ -135,12 +136,14 @@ def member(group: str, role: Role, number: int) -> str:
 def plan_students(recipe: Recipe, teachers: Sequence[str]) -> fitting.Plan:
     """Describe a student's training run without running it."""
     found = [caching.find_teacher(name) for name in teachers]
+    beside = _live_teacher(recipe, found)
     corpus = fitting.load_corpus(recipe)
     if recipe.student.architecture == "tfidf":
         raise UsageError("--dry-run: tfidf has no tokens and trains in seconds; run it")
     model = models.build(
         recipe.student, "student", corpus.task, recipe.student.train.seed, teacher_folder(found)
     )
+    _check_live(recipe, corpus, model, beside)
     trained = ["train", "transfer"] if recipe.student.reads_unlabelled else ["train"]
     return fitting.plan(
         f"student {recipe.student.architecture}", corpus, model, recipe.student.train, trained, []
@@ -150,10 +153,6 @@ def plan_students(recipe: Recipe, teachers: Sequence[str]) -> fitting.Plan:
 def teacher_folder(teachers: Sequence[caching.TeacherRef]) -> Path | None:
     """Return the folder of the first teacher's model, for students that take something from it."""
     return Path(teachers[0].model) if teachers else None
-
-
-def _is_distilled(student: Student) -> bool:
-    return any(term.needs_teacher for term in student.losses)
 
 
 def steps_of(student: Student, rows: Mapping[str, Sized]) -> int:
@@ -178,6 +177,7 @@ def train_students(job: StudentJob, corpus: Corpus | None = None) -> list[RunFol
     teachers = [caching.find_teacher(name) for name in job.teachers]
     if not teachers and job.logits is None:
         raise UsageError("--teacher is missing (a run, a folder or a hub id), or --logits")
+    beside = _live_teacher(recipe, teachers) if job.trains("distilled") else None
     if recipe.student.checkpoint is not None and job.only != "baseline":
         hub.checkpoint(recipe.student.checkpoint, "student.checkpoint")
     corpus = corpus or fitting.load_corpus(recipe)
@@ -187,12 +187,25 @@ def train_students(job: StudentJob, corpus: Corpus | None = None) -> list[RunFol
         probe = models.build(
             recipe.student, "student", corpus.task, recipe.student.train.seed, teacher_folder(teachers)
         )
+        _check_live(recipe, corpus, probe, beside)
         encoded = {name: fitting.encode_rows(probe, rows) for name, rows in corpus.splits.items()}
         del probe
-        result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()})
+        result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()}, beside)
     if job.trains("baseline"):
         result.append(_baseline(job, recipe, corpus))
     return result
+
+
+def _live_teacher(recipe: Recipe, teachers: Sequence[caching.TeacherRef]) -> Classifier | None:
+    """Load the teacher that the losses need beside the student, if any."""
+    return live.load_teacher(recipe.student.losses, [one.model for one in teachers])
+
+
+def _check_live(recipe: Recipe, corpus: Corpus, student: Classifier, teacher: Classifier | None) -> None:
+    """Refuse a teacher that cannot stand beside the student."""
+    if teacher is not None:
+        live.check_reading(student, teacher, corpus.splits["train"].texts(slice(0, live.SAMPLE)))
+        live.Pair(student, teacher, recipe.student.losses, seed=0)
 
 
 def _train_group(
@@ -201,11 +214,12 @@ def _train_group(
     corpus: Corpus,
     teachers: list[caching.TeacherRef],
     encoded: dict[str, Encoded],
+    live_teacher: Classifier | None,
 ) -> list[RunFolder]:
     student = recipe.student
     labelled = both = encoded["train"]
     targets: Targets | None = None
-    if _is_distilled(student) and job.trains("distilled"):
+    if any(term.needs_logits for term in student.losses) and job.trains("distilled"):
         targets = open_targets(recipe, corpus, teachers, job.logits)
     if "transfer" in encoded and student.reads_unlabelled:
         both = concatenate([labelled, encoded["transfer"]])
@@ -235,9 +249,12 @@ def _train_group(
                 continue
             weights = _weights(recipe, corpus)
             objective = Objective(corpus.task.kind, terms, chosen.label_smoothing, weights)
+            pair = None
+            if live_teacher is not None and role == "distilled":
+                pair = live.Pair(model, live_teacher, terms, seed)
             with fitting.working(folder):
                 fitting.fit(
-                    folder, recipe, corpus, model, {**encoded, "train": rows}, chosen, objective, target
+                    folder, recipe, corpus, model, {**encoded, "train": rows}, chosen, objective, target, pair
                 )
                 if own is not None:
                     _list_suspects(folder, corpus, own, tell=number == 0)

@@ -26,6 +26,7 @@ from distill.encoding import Encoded
 from distill.errors import Diverged, Interrupted
 from distill.gradients import TermGradients
 from distill.inference import release_memory
+from distill.live import Pair
 from distill.losses import Objective
 from distill.models import Classifier
 from distill.progress import track
@@ -122,6 +123,7 @@ def train(
     meaning: dict[str, Any],
     lookup: Lookup | None = None,
     on_evaluation: Callable[[], object] = lambda: None,
+    pair: Pair | None = None,
 ) -> Trained:
     """Train a classifier; it holds the weights of its best evaluation afterwards.
 
@@ -137,6 +139,7 @@ def train(
         meaning: what a resume must find equal.
         lookup: the teacher's logits by row id, when the objective reads them.
         on_evaluation: called on the main process after each evaluation, for trackers.
+        pair: the model with its teacher beside it, when the objective needs it live.
 
     Raises:
         Diverged: the loss is not finite.
@@ -145,17 +148,20 @@ def train(
     if settings.gradient_checkpointing:
         models.checkpoint_activations(model.model)
     models.freeze(model.model, settings.freeze_embeddings, settings.freeze_layers)
-    optimizer = make_optimizer(model, settings)
+    learner = model if pair is None else pair
+    optimizer = make_optimizer(learner, settings)
     total = total_steps(settings, len(data))
     every = settings.evaluate_every or steps_per_epoch(len(data), settings.batch_size)
     lengths = data.tokens
     rank = accelerator.process_index
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer = accelerator.prepare(learner, optimizer)
+    if pair is not None:
+        pair.teacher.to(accelerator.device)
 
     state, best_weights = TrainState(meaning=meaning), None
     whole = checkpoint.latest(folder.checkpoints)
     if whole is not None:
-        state, best_weights = checkpoint.load(whole, model, optimizer.optimizer, meaning)
+        state, best_weights = checkpoint.load(whole, learner, optimizer.optimizer, meaning)
     began = time.monotonic() - state.seconds
     wrapped.train()
     losses: dict[str, float] = {}
@@ -174,7 +180,17 @@ def train(
             logged = evaluated or (state.step + 1) % 10 == 0
             now, norms = objective.at(state.step, total), logged and settings.log_gradient_norms
             losses = _step(
-                wrapped, model, data, documents, lengths, now, settings, optimizer, accelerator, lookup, norms
+                wrapped,
+                learner,
+                data,
+                documents,
+                lengths,
+                now,
+                settings,
+                optimizer,
+                accelerator,
+                lookup,
+                norms,
             )
             if not math.isfinite(losses["loss"]):
                 raise Diverged(
@@ -201,14 +217,14 @@ def train(
                     state.since_best += 1
                 if accelerator.is_main_process:
                     folder.log(state.step, figures | {f"eval/{name}": value for name, value in found.items()})
-                    checkpoint.save(folder.checkpoints, model, optimizer.optimizer, best_weights, state)
+                    checkpoint.save(folder.checkpoints, learner, optimizer.optimizer, best_weights, state)
                     on_evaluation()
             elif logged and accelerator.is_main_process:
                 folder.log(state.step, figures)
             if asked and state.step < total:
                 state.seconds = time.monotonic() - began
                 if accelerator.is_main_process:
-                    checkpoint.save(folder.checkpoints, model, optimizer.optimizer, best_weights, state)
+                    checkpoint.save(folder.checkpoints, learner, optimizer.optimizer, best_weights, state)
                 accelerator.wait_for_everyone()
                 raise Interrupted(
                     f"{folder.name}: stopped at step {state.step} of {total}; --resume {folder.name} goes on from there"
@@ -229,7 +245,7 @@ def _any_rank(asked: bool, accelerator: Any) -> bool:
 
 def _step(
     wrapped: Any,
-    model: Classifier,
+    model: Classifier | Pair,
     data: Encoded,
     documents: Array,
     lengths: Array,
@@ -255,14 +271,16 @@ def _step(
     sums = torch.zeros(len(objective.terms), device=accelerator.device)
     gradients = TermGradients(model, len(objective.terms)) if norms else None
     for at, indices in enumerate(parts):
-        logits = lookup(data.row_id[indices]) if lookup and objective.needs_teacher else None
+        logits = lookup(data.row_id[indices]) if lookup and objective.needs_logits else None
         batch = collate(data, indices, logits).to(accelerator.device)
         last = at == len(parts) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
-            student = wrapped(batch)
-            loss: Tensor = student.sum() * 0.0
+            found = wrapped(batch)
+            student, live = found if isinstance(model, Pair) else (found, {})
+            loss: Tensor = (student.sum() + sum(values.sum() for values in live.values())) * 0.0
             for number, (term, count) in enumerate(zip(objective.terms, counts, strict=True)):
-                value = objective.per_document(term, student, batch).sum() / count
+                each = live[number] if term.needs_live else objective.per_document(term, student, batch)
+                value = each.sum() / count
                 if not idle:
                     sums[number] += value.detach()
                     loss = loss + objective.weight(term) * value

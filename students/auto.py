@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill.batching import Batch, Padding
+    from distill.packed import Taps
     from distill.tasks import TaskSpec
 
 MINILM = "nreimers/MiniLM-L6-H384-uncased"
@@ -111,15 +112,15 @@ def _refuse_company(model: Any, config: Config, tokenizer: Any) -> None:
         )
 
 
-def forward(model: Any, config: Config, batch: Batch) -> Tensor:
-    """Run the classifier; logits ``(windows, classes)``."""
+def forward(model: Any, config: Config, batch: Batch, taps: Taps | None = None) -> Tensor:
+    """Run the classifier; logits ``(windows, classes)``. Only a type that is read packed can be tapped."""
     from distill import packed, padded
 
     found = _reader(model, config)
     if found is None:
         return padded.forward(model, config, batch)
     module, own = found
-    return getattr(module, "forward", packed.forward)(model, own, batch)
+    return getattr(module, "forward", packed.forward)(model, own, batch, taps)
 
 
 def stock(model: Any, config: Config, batch: Batch) -> Tensor:

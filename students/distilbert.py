@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill.batching import Batch
+    from distill.packed import Taps
     from distill.tasks import TaskSpec
 
 MODEL_TYPE = "distilbert"
@@ -72,14 +73,14 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     return DistilBertForSequenceClassification(made)
 
 
-def forward(model: Any, config: Config, batch: Batch) -> Tensor:
+def forward(model: Any, config: Config, batch: Batch, taps: Taps | None = None) -> Tensor:
     """Run the classifier; logits ``(windows, classes)``."""
     from distill import packed
     from distill.attention import Layout
 
     layout = Layout(batch.windows.tolist())
     layers = [_layer(block, model) for block in model.distilbert.transformer.layer]
-    first = packed.encode(layers, packed.embed(model, batch, layout), layout)
+    first = packed.encode(layers, packed.embed(model, batch, layout), layout, taps)
     logits: Tensor = model.classifier(model.dropout(model.pre_classifier(first).relu()))
     return logits
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from distill.attention import Layout
     from distill.batching import Batch, Padding
+    from distill.packed import Taps
     from distill.tasks import TaskSpec
 
 MODEL_TYPE = "fnet"
@@ -101,17 +102,24 @@ class Fourier:
         return torch.cat([half, mirrored], 2)
 
 
-def forward(model: Any, config: Config, batch: Batch) -> Tensor:
+def forward(model: Any, config: Config, batch: Batch, taps: Taps | None = None) -> Tensor:
     """Run the classifier; logits ``(windows, classes)``."""
+    import torch
+
     from distill import packed, padded
     from distill.attention import Layout
 
+    text = None
     if config.is_filled:
+        text = padded.pad(torch.ones_like(batch.token_ids), batch.windows, config.max_length).flatten().bool()
         batch = padded.filled(batch, config.max_length, model.config.pad_token_id)
     layout = Layout(batch.windows.tolist())
     act = packed.activation(model.config.hidden_act)
     states = packed.embed(model, batch, layout, token_type_ids=batch.segments[None])
-    first = packed.encode([_layer(layer, act) for layer in model.fnet.encoder.layer], states, layout)
+    layers = [_layer(layer, act) for layer in model.fnet.encoder.layer]
+    first = packed.encode(layers, states, layout, taps)
+    if taps is not None and text is not None:
+        taps.keep(text)
     logits: Tensor = model.classifier(model.dropout(model.fnet.pooler(first.unsqueeze(1))))
     return logits
 

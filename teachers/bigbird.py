@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill.batching import Batch, Padding
+    from distill.packed import Taps
     from distill.rules import Blocks
     from distill.tasks import TaskSpec
 
@@ -127,7 +128,7 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
     return model
 
 
-def forward(model: Any, config: Config, batch: Batch) -> Tensor:
+def forward(model: Any, config: Config, batch: Batch, taps: Taps | None = None) -> Tensor:
     """Run the classifier; logits ``(windows, classes)``."""
     from functools import cache
 
@@ -144,7 +145,8 @@ def forward(model: Any, config: Config, batch: Batch) -> Tensor:
         return rules.BlockSparse(plan, int(model.config.block_size))
 
     # Without random blocks all layers see the same.
-    return packed.bert_forward(model, batch, lambda layer: rule(layer if _draws(model, config) else 0))
+    drawn = _draws(model, config)
+    return packed.bert_forward(model, batch, lambda layer: rule(layer if drawn else 0), taps=taps)
 
 
 def _draws(model: Any, config: Config) -> bool:

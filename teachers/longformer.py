@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill.batching import Batch
+    from distill.packed import Taps
     from distill.tasks import TaskSpec
 
 MODEL_TYPE = "longformer"
@@ -122,7 +123,7 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
     return model
 
 
-def forward(model: Any, config: Config, batch: Batch) -> Tensor:
+def forward(model: Any, config: Config, batch: Batch, taps: Taps | None = None) -> Tensor:
     """Run the classifier with the first tokens global; logits ``(windows, classes)``."""
     from distill import packed, rules
 
@@ -132,6 +133,7 @@ def forward(model: Any, config: Config, batch: Batch) -> Tensor:
         batch,
         lambda layer: rules.Window(halves[layer], config.global_tokens),
         config.global_tokens,
+        taps,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distill.batching import Batch, collate, micro_batches
 from distill.encoding import Encoded
 from distill.errors import DataError, RecipeError
 from distill.models import Classifier, weights_hash
+from distill.packed import Taps
 from distill.recipe import Model
 from distill.rules import Blocks, BlockSparse, Full, Rule, Window
 from distill.tasks import TaskSpec
@@ -1082,3 +1084,81 @@ def test_the_saved_folder_says_how_it_reads(tmp_path: Path, make: Make) -> None:
     assert about["section"] == "teacher"
     assert about["model"]["block_size"] == 4
     assert about["task"] == {"kind": "single_label", "labels": ["bad", "good"], "metric": "accuracy"}
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "fnet at max_length"])
+def test_tapped_states_are_transformers_hidden_states_and_change_no_logit(
+    architecture: str, make: Make
+) -> None:
+    name, _, filled = architecture.partition(" at ")
+    model, data = make(name, **({"transform": filled} if filled else {})), packed(LENGTHS)
+    depth = len(models.layers(model.model))
+    taps = Taps(range(depth + 1), ())
+    with torch.inference_mode():
+        logits = model(collate(data, range(len(data))), taps)
+    torch.testing.assert_close(logits, read(model, data, range(len(data))), atol=1e-5, rtol=1e-5)
+    assert list(taps.states) == list(range(depth + 1))
+    for start, stop in pairwise(data.windows.tolist()):
+        ids = torch.from_numpy(data.token_ids[start:stop].astype(np.int64))
+        if filled:
+            ids = torch.nn.functional.pad(ids, (0, 96 - len(ids)), value=model.model.config.pad_token_id)
+        # A new one for each: a BigBird that has read a short document stays with full attention.
+        stock = type(model.model)(model.model.config).eval()
+        stock.load_state_dict(model.model.state_dict())
+        extra = {} if name == "fnet" else {"attention_mask": torch.ones_like(ids)[None]}
+        if name == "longformer":
+            extra["global_attention_mask"] = (torch.arange(len(ids)) < 3).long()[None]
+        with torch.inference_mode():
+            expected = stock.base_model(input_ids=ids[None], output_hidden_states=True, **extra).hidden_states
+        assert len(expected) == depth + 1
+        for layer, states in taps.states.items():
+            torch.testing.assert_close(
+                states[start:stop], expected[layer][0, : stop - start], atol=1e-5, rtol=1e-5
+            )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+def test_tapped_queries_and_keys_make_transformers_attention_maps(architecture: str, make: Make) -> None:
+    model, data = make(architecture), packed(LENGTHS)
+    taps = Taps((), (1, 2))
+    with torch.inference_mode():
+        model(collate(data, range(len(data))), taps)
+    assert not taps.sparse
+    model.model.set_attn_implementation("eager")
+    for start, stop in pairwise(data.windows.tolist()):
+        ids = torch.from_numpy(data.token_ids[start:stop].astype(np.int64))
+        with torch.inference_mode():
+            expected = model.model.base_model(input_ids=ids[None], output_attentions=True).attentions
+        for layer, (query, key, value) in taps.heads.items():
+            q, k = (x[start:stop].transpose(0, 1) for x in (query, key))
+            maps = (q @ k.transpose(1, 2) / value.shape[2] ** 0.5).softmax(-1)
+            torch.testing.assert_close(maps, expected[layer - 1][0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sparse"), [("bigbird", {29, 96}), ("longformer", {5, 28, 29, 96}), ("bert", set())]
+)
+def test_a_tap_tells_where_some_token_does_not_see_all_of_its_document(
+    architecture: str, sparse: set[int], make: Make
+) -> None:
+    model = make(architecture)
+    found = set()
+    for length in (5, 28, 29, 96):
+        taps = Taps((), (1,))
+        with torch.inference_mode():
+            model(collate(packed([length]), [0]), taps)
+        found |= {length} if taps.sparse else set()
+    assert found == sparse
+
+
+def test_what_is_not_tapped_costs_nothing(make: Make) -> None:
+    """In the last layer the first tokens alone are fed forward, unless its states are asked for."""
+    model, data = make("bert"), packed([30, 20])
+    rows: list[int] = []
+    models.layers(model.model)[-1].get_submodule("intermediate.dense").register_forward_hook(
+        lambda module, given, result: rows.append(len(given[0]))
+    )
+    with torch.inference_mode():
+        for taps in (None, Taps((0, 1), (1, 2)), Taps((2,), ())):
+            model(collate(data, [0, 1]), taps)
+    assert rows == [2, 2, 50]

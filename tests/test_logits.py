@@ -309,7 +309,7 @@ def test_another_tokenizer_is_another_key(make: Make, roberta_tokenizer_folder: 
 class Leaky(Classifier):
     """A teacher whose logits depend on the documents beside, as a model without a mask has them."""
 
-    def forward(self, batch: Any) -> Any:
+    def forward(self, batch: Any, taps: Any = None) -> Any:
         return super().forward(batch) + 0.001 * batch.size
 
 

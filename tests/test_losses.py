@@ -11,7 +11,18 @@ from scipy import special
 from torch import Tensor
 
 from distill.batching import Batch
-from distill.losses import Objective, dkd, hard, mse_logits, soft, value_at
+from distill.losses import (
+    Objective,
+    attention,
+    cosine,
+    dkd,
+    hard,
+    hidden_mse,
+    mse_logits,
+    relation,
+    soft,
+    value_at,
+)
 from distill.recipe import Loss, Schedule
 from distill.tasks import Kind
 
@@ -252,9 +263,12 @@ def test_a_row_without_a_label_still_has_its_soft_terms() -> None:
         np.testing.assert_allclose(objective.per_document(term, tensor(logits), rows), expected)
 
 
-def test_only_soft_terms_need_a_teacher() -> None:
+def test_only_the_hard_term_needs_no_teacher() -> None:
     assert not Objective("single_label", [Loss(kind="hard")]).needs_teacher
     assert Objective("single_label", [Loss(kind="hard"), Loss(kind="mse_logits")]).needs_teacher
+    inside = Objective("single_label", [Loss(kind="hard"), Loss(kind="cosine")])
+    assert inside.needs_teacher
+    assert not inside.needs_logits
 
 
 def test_terms_of_one_kind_are_told_apart_by_name() -> None:
@@ -297,3 +311,59 @@ def test_scheduled_temperatures_and_weights_are_those_of_the_step() -> None:
         np.testing.assert_allclose(found, soft("single_label", tensor(student), tensor(teacher), value))
         assert now.scheduled == pytest.approx({"weight_soft": value, "temperature_soft": value})
         assert now.weight(now.terms[0]) == pytest.approx(value)
+
+
+def test_cosine_and_mse_of_states_are_their_formulas_for_each_token() -> None:
+    student, teacher = RNG.normal(size=(2, 7, 12))
+    lengths = np.linalg.norm(student, axis=1) * np.linalg.norm(teacher, axis=1)
+    np.testing.assert_allclose(
+        cosine(tensor(student), tensor(teacher)), 1 - (student * teacher).sum(1) / lengths
+    )
+    np.testing.assert_allclose(
+        hidden_mse(tensor(student), tensor(teacher)), ((student - teacher) ** 2).sum(1) / 12
+    )
+
+
+def maps(query: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Scores of one head of one window, token by token."""
+    return np.array([[q @ k / np.sqrt(len(q)) for k in key] for q in query])
+
+
+def test_relations_are_softmaxed_scaled_products_within_each_head() -> None:
+    heads, student, teacher = 3, RNG.normal(size=(2, 5, 6)), RNG.normal(size=(2, 5, 12))
+    expected = np.zeros((2, 5))
+    for window in range(2):
+        for head in range(heads):
+            p, q = (
+                special.softmax(maps(part, part), axis=1)
+                for part in (teacher[window, :, 4 * head :][:, :4], student[window, :, 2 * head :][:, :2])
+            )
+            expected[window] += special.rel_entr(p, q).sum(1) / heads
+    np.testing.assert_allclose(relation(tensor(student), tensor(teacher), heads), expected)
+
+
+@pytest.mark.parametrize("distance", ["kl", "mse"])
+def test_attention_is_compared_head_by_head(distance: Any) -> None:
+    (query, key), (t_query, t_key) = RNG.normal(size=(2, 2, 5, 3, 4)), RNG.normal(size=(2, 2, 5, 3, 6))
+    expected = np.zeros((2, 5))
+    for window in range(2):
+        for head in range(3):
+            theirs = maps(t_query[window, :, head], t_key[window, :, head])
+            ours = maps(query[window, :, head], key[window, :, head])
+            p, q = (special.softmax(scores, axis=1) for scores in (theirs, ours))
+            apart = special.rel_entr(p, q).sum(1) if distance == "kl" else ((ours - theirs) ** 2).mean(1)
+            expected[window] += apart / 3
+    found = attention(tensor(query), tensor(key), tensor(t_query), tensor(t_key), distance)
+    np.testing.assert_allclose(found, expected)
+
+
+def test_gradients_of_the_terms_of_the_inside_are_those_of_their_values() -> None:
+    states, wanted = (tensor(RNG.normal(size=(1, 4, 6))).requires_grad_(at) for at in (True, False))
+    query, key = (tensor(RNG.normal(size=(1, 4, 2, 3))).requires_grad_() for _ in range(2))
+    other = tensor(RNG.normal(size=(1, 4, 2, 5)))
+    check = torch.autograd.gradcheck
+    assert check(lambda s: cosine(s, wanted), states)
+    assert check(lambda s: hidden_mse(s, wanted), states)
+    assert check(lambda s: relation(s, wanted, 2), states)
+    assert check(lambda q, k: attention(q, k, other, other.flip(1), "kl"), (query, key))
+    assert check(lambda q, k: attention(q, k, other, other.flip(1), "mse"), (query, key))

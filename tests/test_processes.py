@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from conftest import Write, distill
+from conftest import TINY, Write, distill
 
 from distill.runs import RunFolder
 
@@ -23,8 +24,13 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_train_what_one_does(runs: Path, recipe_file: Write) -> None:
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    changes = {f"teacher.config.{name}": value for name, value in dropout.items()}
-    recipe = str(recipe_file(changes | {"teacher.train.log_gradient_norms": True}))
+    changes: dict[str, Any] = {f"teacher.config.{name}": value for name, value in dropout.items()}
+    changes |= {
+        "teacher.train.log_gradient_norms": True,
+        "student.config": {**TINY, "hidden_size": 16},
+        "student.losses": [{"kind": "soft"}, {"kind": "hidden_mse"}, {"kind": "relation"}],
+    }
+    recipe = str(recipe_file(changes))
     alone = distill("teacher", "--recipe", recipe, "--name", "alone")
     assert alone.returncode == 0, alone.stderr
     done = torchrun("teacher", "--recipe", recipe, "--name", "both")
@@ -43,4 +49,6 @@ def test_two_processes_train_what_one_does(runs: Path, recipe_file: Write) -> No
     assert done.returncode == 0, done.stderr
     names = sorted(path.parent.name for path in runs.glob("s*/metrics.json"))
     assert names == ["s", "s-control", "s-tfidf"]
+    beside = {name for entry in RunFolder(runs / "s").entries() for name in entry["metrics"]}
+    assert {"train/loss_soft", "train/loss_hidden_mse", "train/loss_relation"} <= beside
     assert done.stderr.count("training labels look wrong to the teacher") == 1, "told once"

@@ -145,7 +145,7 @@ def test_an_unknown_key_at_any_depth_is_refused_with_the_nearest(base: str, sett
         ("student.losses=[{kind: soft, beta: 8}]", "student.losses.0: only dkd has alpha and beta, not soft"),
         ("student.losses=[{kind: soft, temperature: 0}]", "student.losses.0: temperature must be greater than 0"),
         ("student.losses=[{kind: soft, temperature: {start: 4, end: 0}}]", "student.losses.0: temperature must be greater than 0"),
-        ("student.losses=[{kind: warm}]", "student.losses.0.kind: must be 'hard', 'soft', 'mse_logits' or 'dkd', not 'warm'"),
+        ("student.losses=[{kind: warm}]", "student.losses.0.kind: must be 'hard', 'soft', 'mse_logits', 'dkd', 'cosine', 'hidden_mse', 'relation' or 'attention', not 'warm'"),
         ("student.losses=[{kind: soft, weight: heavy}]", "student.losses.0.weight: must be a valid number (without quotes), not 'heavy'"),
         ("student.losses=[{kind: soft, weight: -1}]", "student.losses.0.weight: must be greater than or equal to 0, not -1"),
         ("student.losses=[{kind: soft, weight: {start: 1}}]", "student.losses.0.weight.end is missing"),
@@ -195,6 +195,34 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_fits(base: str, setting:
             "student.losses.1: dkd needs one right class for each row, which task.kind: multi_label does not have; take kind: soft",
         ),
         (
+            ["student.losses=[{kind: hard}, {kind: cosine}]", "student.engine=stock"],
+            "student.losses.1: cosine compares layers, and engine: stock shows no layers; take kind: soft, or engine: packed",
+        ),
+        (
+            ["student.losses=[{kind: cosine, layer_map: last}]"],
+            "student.losses.0: layer_map is of hidden_mse and attention, not of cosine",
+        ),
+        (
+            ["student.losses=[{kind: soft, relation_heads: 4}]"],
+            "student.losses.0: relation_heads is of relation, not of soft",
+        ),
+        (
+            ["student.losses=[{kind: hidden_mse, layer_map: first}]"],
+            "student.losses.0.layer_map: must be 'uniform' or 'last', not 'first'",
+        ),
+        (
+            ["student.losses=[{kind: hidden_mse, layer_map: [[1]]}]"],
+            "student.losses.0.layer_map.0: must have at least 2 items",
+        ),
+        (
+            ["student.losses=[{kind: hidden_mse, layer_map: [[1, -2]]}]"],
+            "student.losses.0.layer_map.0.1: must be greater than or equal to 0, not -2",
+        ),
+        (
+            ["student.losses=[{kind: attention, layer_map: [[0, 1]]}]"],
+            "student.losses.0: layer_map: the embeddings (0) have no attention",
+        ),
+        (
             ["task.kind=regression", "student.losses=[{kind: dkd}]"],
             "student.losses.0: dkd needs one right class",
         ),
@@ -225,6 +253,14 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_fits(base: str, setting:
 )
 def test_parts_that_do_not_fit_each_other_are_refused(base: str, settings: list[str], words: str) -> None:
     assert refusal(base, *settings).startswith(f"base.yaml: {words}")
+
+
+def test_a_term_that_compares_layers_is_refused_for_a_student_without_any(base: str) -> None:
+    message = refusal(base, "student.losses=[{kind: relation}]", student="tfidf")
+    assert (
+        message
+        == "base.yaml: student.losses.0: relation compares layers, and tfidf has no layers; take kind: soft"
+    )
 
 
 def test_a_wrong_setting_is_refused(base: str) -> None:

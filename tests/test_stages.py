@@ -23,7 +23,7 @@ from conftest import Write, documents, write_csv
 from distill import caching, data, fitting, inference, logits, models, stages, tracking, training
 from distill import recipe as recipes
 from distill import runs as folders
-from distill.errors import DataError, UsageError
+from distill.errors import DataError, RecipeError, UsageError
 from distill.evaluation import Predictions, measure
 from distill.recipe import Recipe
 from distill.runs import RunFolder
@@ -366,6 +366,101 @@ def test_a_student_over_a_given_cache_refuses_one_of_another_teacher(ready: Reci
     cache = logits.every()[0].name
     with pytest.raises(DataError, match="another teacher's weights"):
         stages.train_students(job_of(ready, teacher="other", logits=cache))
+
+
+def inside(recipe: Recipe, *terms: dict[str, Any], **student: Any) -> Recipe:
+    """Give a recipe's student other terms."""
+    raw = yaml.safe_load(recipe.dump())
+    raw["student"] |= {"losses": list(terms), **student}
+    return recipes.build(raw, "tiny")
+
+
+def test_a_live_teacher_stands_beside_the_student_and_not_beside_its_control(
+    ready: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside: dict[str, bool] = {}
+    real = training.train
+
+    def train(*arguments: Any) -> Any:
+        folder, pair = arguments[6], arguments[-1]
+        beside[folder.name] = pair is not None
+        return real(*arguments)
+
+    monkeypatch.setattr(fitting, "train", train)
+    monkeypatch.setattr(caching, "cache_logits", None)  # no term reads logits: none are computed
+    narrow = {"config": {**ready.student.config, "hidden_size": 16}}
+    recipe = inside(ready, {"kind": "hard"}, {"kind": "hidden_mse"}, {"kind": "relation"}, **narrow)
+    stages.train_students(job_of(recipe))
+    assert beside == {"s": True, "s-control": False}
+    ours, control = ({n for e in folders.find(name).entries() for n in e["metrics"]} for name in beside)
+    inner = {"train/loss_hidden_mse", "train/loss_relation"}
+    assert inner <= ours
+    assert not inner & control
+    one, two = folders.find("s"), folders.find("s-control")
+    assert one.read().facts["initial_weights"] == two.read().facts["initial_weights"]
+    assert one.metrics()["model"]["parameters"] == two.metrics()["model"]["parameters"]
+    assert set(models.load(one.model).state_dict()) == set(models.load(two.model).state_dict())
+
+
+def test_terms_of_the_inside_and_of_logits_go_together(ready: Recipe) -> None:
+    recipe = inside(ready, {"kind": "soft", "temperature": 2.0}, {"kind": "attention"})
+    stages.train_students(job_of(recipe, control=False))
+    run = folders.find("s")
+    assert {"train/loss_soft", "train/loss_attention"} <= {n for e in run.entries() for n in e["metrics"]}
+    assert len(run.read().facts["logits"]) == 1
+    assert run.suspects.is_file()
+
+
+@pytest.mark.parametrize(
+    ("teachers", "term", "student", "said"),
+    [
+        ([], {}, {}, "cosine needs the teacher itself, and --logits gives its logits alone; add --teacher"),
+        (["t", "t"], {}, {}, "cosine compares layers with those of one teacher, not 2"),
+        (["t"], {"kind": "hidden_mse", "layer_map": [[1, 9]]}, {}, "layer 9 is out of range; the teacher has 2 layers"),
+        (["t"], {}, {"max_length": 200}, "student.max_length is 200, and the teacher beside it reads 128 tokens"),
+    ],
+)  # fmt: skip
+def test_a_live_teacher_that_cannot_be_there_is_told_before_anything_is_cached_or_trained(
+    teachers: list[str], term: dict[str, Any], student: dict[str, Any], said: str, ready: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    recipe = inside(ready, {"kind": "soft"}, {"kind": "cosine", **term}, **student)
+    monkeypatch.setattr(caching, "cache_logits", None)
+    job = StudentJob(
+        teachers, recipe.dump(), "tiny", "bert_miniature", "s", 1, control=True, logits=logits.every()[0].name
+    )
+    with pytest.raises((UsageError, RecipeError)) as caught:
+        stages.train_students(job)
+    assert said in str(caught.value)
+    assert [one.name for one in folders.every()] == ["t"]
+    if teachers == ["t"]:
+        with pytest.raises(RecipeError, match="the teacher"):
+            stages.plan_students(recipe, teachers)
+
+
+def test_a_resume_beside_another_teacher_is_refused(ready: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = inside(
+        ready, {"kind": "cosine"}, train={**ready.student.train.model_dump(), "evaluate_every": 2}
+    )
+    real, made = training._step, 0
+
+    def dies(*arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made == 4:
+            raise RuntimeError("power cut")
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", dies)
+        with pytest.raises(RuntimeError, match="power cut"):
+            stages.train_students(job_of(recipe, control=False))
+    raw = yaml.safe_load(ready.dump())
+    raw["teacher"]["train"]["seed"] = 5
+    shutil.rmtree(folders.find("t").path)
+    teach(recipes.build(raw, "x"))
+    with pytest.raises(DataError, match="s: cannot be resumed: live teacher's weights was"):
+        stages.train_students(job_of(recipe, control=False))
 
 
 def test_a_damaged_cache_is_refused_and_the_shard_is_named(ready: Recipe) -> None:
