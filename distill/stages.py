@@ -25,6 +25,7 @@ from distill import (
     yaml_strict,
 )
 from distill import recipe as recipes
+from distill.batching import steps_per_epoch
 from distill.data import Corpus
 from distill.encoding import Encoded, concatenate
 from distill.errors import RecipeError, UsageError
@@ -118,7 +119,7 @@ class StudentJob:
 
 def member(group: str, role: Role, number: int) -> str:
     """Name a run of a group: ``run2``, ``run2-control``, ``run2-seed1``, ``run2-control-seed1``."""
-    middle = {"distilled": "", "control": "-control", "baseline": "-tfidf", "teacher": ""}[role]
+    middle = {"control": "-control", "baseline": "-tfidf"}.get(role, "")
     return f"{group}{middle}" + (f"-seed{number}" if number else "")
 
 
@@ -191,8 +192,8 @@ def _train_group(
         both = concatenate([labelled, encoded["transfer"]])
     elif "transfer" in encoded:
         say("transfer: not used, for every term of student.losses needs a label")
-    steps = total_steps(student.train, len(both))
-    every = student.train.evaluate_every or max(1, -(-len(both) // student.train.batch_size))
+    steps = total_steps(student.train, both.draws)
+    every = student.train.evaluate_every or steps_per_epoch(both.draws, student.train.batch_size)
     result = []
     for number in range(job.seeds):
         seed = student.train.seed + number
