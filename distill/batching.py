@@ -97,7 +97,7 @@ def epoch_order(documents: int, weights: Array | None, seed: int, epoch: int) ->
     if weights is None:
         return order
     ends = np.cumsum(weights[order])
-    draws = max(1, round(float(ends[-1])))
+    draws = max(1, round(float(weights.sum())))  # not ends[-1], which is rounded otherwise in each epoch
     points = (np.arange(draws) + rng.random()) * (ends[-1] / draws)
     return rng.permutation(order[np.searchsorted(ends[:-1], points, side="right")])
 
