@@ -42,8 +42,8 @@ def make(recipe_file: Write) -> Callable[..., Recipe]:
     """A recipe whose student is of an architecture, and pre-trained with ``changes``."""
 
     def build(architecture: str = "bert_miniature", **changes: Any) -> Recipe:
-        student = {"architecture": architecture, "config": STUDENTS.get(architecture, {})}
-        keys = {f"student.{key}": value for key, value in student.items()}
+        student: dict[str, Any] = {"architecture": architecture, "config": STUDENTS.get(architecture, {})}
+        keys: dict[str, Any] = {f"student.{key}": value for key, value in student.items()}
         if architecture == "tfidf":
             keys |= {"student.checkpoint": None}
         keys |= {f"pretraining.train.{key}": value for key, value in TRAIN.items()}
@@ -85,7 +85,7 @@ def test_of_the_chosen_tokens_eight_in_ten_are_masked_one_is_another_and_one_sta
     assert (shown == masked.targets).float().mean() == pytest.approx(0.1 + 0.1 / others, abs=0.006)
     replaced = shown[(shown != tokenizer.mask_token_id) & (shown != masked.targets)]
     assert not torch.isin(replaced, torch.tensor(tokenizer.all_special_ids)).any()
-    assert len(replaced.unique()) == others, "any word may take the place"
+    assert len(set(replaced.tolist())) == others, "any word may take the place"
 
 
 def test_the_draws_are_those_of_the_seed(tokenizer: Any) -> None:
@@ -160,7 +160,7 @@ def test_no_row_of_validation_or_test_is_trained_on_and_the_user_is_told(
 ) -> None:
     recipe = make()
     splits = data.load(recipe).splits
-    held = [text for name in ("validation", "test") for text, _ in splits[name].texts()]  # type: ignore[index]
+    held = [text for name in ("validation", "test") for text, _ in splits[name].texts()]
     fresh = [f"{text} fresh" for text, _ in documents(40, seed=9)]
     lines = tmp_path / "more.txt"
     own = [text for text, _ in splits["train"].texts()][:3]
@@ -169,7 +169,7 @@ def test_no_row_of_validation_or_test_is_trained_on_and_the_user_is_told(
     texts = [text for text, _ in rows.texts()]
     assert not set(texts) & set(held)
     assert sorted(texts) == sorted(
-        [t for name in ("train", "transfer") for t, _ in splits[name].texts()] + fresh  # type: ignore[index]
+        [t for name in ("train", "transfer") for t, _ in splits[name].texts()] + fresh
     )
     told = " ".join(capsys.readouterr().err.split())
     assert f"{lines}: 1 repeated documents left out" in told
