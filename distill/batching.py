@@ -1,9 +1,8 @@
 """Which documents make a step, who computes them, and how they meet a model. Knows no model.
 
-A step is a fixed set of documents, drawn without replacement (but for weights, which draw some documents of
-an epoch more often than others), the same on any number of processes;
-its order is a function of seed and epoch alone, so that a resumed run needs no sampler state. Inside a
-step documents are sorted by length and cut into micro-batches of a token budget: padding is small, while
+A step is a fixed set of documents, drawn without replacement (those with a weight as often as it says) and
+the same on any number of processes; its order is a function of seed and epoch alone, so that a resumed run
+needs no sampler state. Inside a step documents are sorted by length and cut into micro-batches of a token budget: padding is small, while
 the step itself stays a fair draw.
 """
 

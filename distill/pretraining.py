@@ -6,11 +6,13 @@ validation or test. The result is a folder that a recipe names by ``student.chec
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from distill import (
     catalog,
@@ -93,7 +95,6 @@ def build(recipe: Recipe) -> MaskedModel:
         RecipeError: transformers has no such head for it, or what :func:`distill.models.build` refuses.
         HubError: the checkpoint is neither here nor reachable.
     """
-    import torch
     from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM
 
     student = recipe.student
@@ -109,16 +110,32 @@ def build(recipe: Recipe) -> MaskedModel:
         raise RecipeError(
             f"student.architecture: transformers has no masked-language-model head for {student.architecture}"
         )
-    if student.checkpoint is None:
-        return MaskedModel(AutoModelForMaskedLM.from_config(classifier.config), student, tokenizer, masking)
-    model, info = AutoModelForMaskedLM.from_pretrained(
-        hub.checkpoint(student.checkpoint, "student.checkpoint"), output_loading_info=True, **student.config
-    )
-    if info["missing_keys"]:
-        say(
-            f"student.checkpoint: {student.checkpoint} has no masked-language-model head; a new one is trained"
-        )
+    model = AutoModelForMaskedLM.from_config(classifier.config)
+    if student.checkpoint is not None:
+        _take_head(model, student.checkpoint)
+    # The encoder is what the student would begin with, whatever its file makes of the checkpoint.
+    _fill(model.base_model, classifier.base_model.state_dict())
     return MaskedModel(model, student, tokenizer, masking)
+
+
+def _take_head(model: Any, checkpoint: str) -> None:
+    """Take the head of a checkpoint of the same family, where it has one."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    where = hub.checkpoint(checkpoint, "student.checkpoint")
+    if AutoConfig.from_pretrained(where).model_type == model.config.model_type:
+        found, info = AutoModelForMaskedLM.from_pretrained(where, output_loading_info=True)
+        if not info["missing_keys"]:
+            _fill(model, found.state_dict())
+            return
+    say(f"student.checkpoint: {checkpoint} has no masked-language-model head; a new one is trained")
+
+
+def _fill(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """Copy the weights that a model has a place for."""
+    own = model.state_dict()
+    placed = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
+    model.load_state_dict(placed, strict=False)
 
 
 def _tokenizer(recipe: Recipe) -> Tokenizer:

@@ -165,7 +165,7 @@ def train(
         for documents in steps(len(data), settings.batch_size, settings.seed, state.step, data.weights):
             if state.step >= total or (settings.patience and state.since_best >= settings.patience):
                 break
-            # Dropout (and what is masked) is a function of (seed, step, rank), so that a resumed run repeats it to the bit.
+            # Dropout, and what is masked, is a function of (seed, step, rank): a resumed run repeats it to the bit.
             torch.manual_seed(
                 int(np.random.SeedSequence([settings.seed, state.step, rank]).generate_state(1)[0])
             )

@@ -354,3 +354,20 @@ def test_a_pre_training_is_neither_taught_by_nor_resumed_as_something_else(runs:
     folder.update(status="interrupted")
     with pytest.raises(UsageError, match=r"p has not finished .interrupted.; .*distill pretrain --resume p"):
         folders.refuse_unfinished("p")
+
+
+def test_a_checkpoint_without_a_head_gets_a_new_one_and_the_user_is_told(
+    tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make("fnet")
+    student = models.build(
+        recipe.student, "student", data.load(recipe).task, 0, Path(str(recipe.teacher.tokenizer))
+    )
+    student.save(tmp_path / "classifier")
+    keys = {"student.checkpoint": str(tmp_path / "classifier"), "student.config": {}}
+    model = pretraining.build(make("fnet", **keys))
+    assert "has no masked-language-model head; a new one is trained" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    ours, expected = model.model.base_model.state_dict(), student.model.base_model.state_dict()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
