@@ -317,7 +317,7 @@ def read_text(data: Data, address: str, key: str, notes: list[str]) -> Rows:
     """Read a source of unlabelled text, each document once.
 
     Args:
-        data: how rows are read and filtered; its source, splits and ``where`` are not for this one.
+        data: how rows are read and filtered; its source, splits, format and ``where`` are not for this one.
         address: of the source.
         key: the recipe's key that names it.
         notes: gets a sentence for whatever is left out.
@@ -325,7 +325,7 @@ def read_text(data: Data, address: str, key: str, notes: list[str]) -> Rows:
     Raises:
         DataError: it is missing, unreadable, has no such column or no rows.
     """
-    own = data.model_copy(update={"where": {}, "format": "auto"})
+    own = data.model_copy(update={"where": {}, "format": "auto", "config": None})
     dataset = sources.open_text(own, address, key)
     columns = [own.text, *([own.text_pair] if own.text_pair else [])]
     sources.check_columns(dataset, columns, address)

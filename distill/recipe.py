@@ -105,7 +105,8 @@ class Unlabelled(Strict):
     """A source of unlabelled text that joins the transfer set."""
 
     source: str
-    """As data.source, or a .txt file with one document a line; of several splits, train."""
+    """As data.source, or a .txt file with one document a line; of a hub data set, its split train. A csv is read
+    with data.columns and data.quotes."""
     text: str | None = None
     """The text's column; that of data.text where absent."""
     rows: Count | None = None

@@ -27,7 +27,7 @@ DISTILBERT = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
 FNET = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
 STUDENTS = {"bert_miniature": {"intermediate_size": 64}, "distilbert": DISTILBERT, "fnet": FNET}
 TRAIN = {
-    "epochs": 2.0, "batch_size": 16, "tokens_per_batch": 256, "learning_rate": 3e-3, "precision": "fp32",
+    "epochs": 1.0, "batch_size": 16, "tokens_per_batch": 256, "learning_rate": 3e-3, "precision": "fp32",
     "warmup_steps": 0,
 }  # fmt: skip
 
@@ -133,7 +133,7 @@ def test_a_student_begins_with_the_weights_of_its_pre_training(
 ) -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    folder = pretrain(make(architecture, **{"pretraining.train.epochs": 4.0}))
+    folder = pretrain(make(architecture))
     run, found = folder.read(), folder.metrics()
     assert (run.status, run.role) == ("finished", "pretrained")
     assert not folder.checkpoints.exists()
@@ -312,8 +312,10 @@ def test_the_command_makes_a_checkpoint_that_the_students_command_takes(
 ) -> None:
     more = tmp_path / "more.txt"
     more.write_text("\n".join(f"{text} again" for text, _ in documents(20, seed=5)))
-    keys = {f"pretraining.train.{key}": value for key, value in TRAIN.items()}
-    file = str(recipe_file({**keys, "student.architecture": "fnet", "student.config": FNET}))
+    keys: dict[str, Any] = {f"pretraining.train.{key}": value for key, value in TRAIN.items()}
+    keys |= {"student.architecture": "fnet", "student.config": FNET}
+    keys |= {"teacher.train.max_steps": 2, "student.train.max_steps": 2}
+    file = str(recipe_file(keys))
     done = distill("pretrain", "--recipe", file, "--corpus", str(more), "--name", "p")
     assert done.returncode == 0, done.stderr
     assert "perplexity" in done.stdout
@@ -333,7 +335,7 @@ def test_a_plan_says_what_a_run_would_do_and_begins_none(runs: Path, make: Make)
     recipe = make("fnet")
     found = pretraining.plan(recipe)
     assert found.title == "pre-training fnet"
-    assert found.cost.steps == 2 * -(-found.splits["corpus"]["rows"] // 16)
+    assert found.cost.steps == -(-found.splits["corpus"]["rows"] // 16)
     assert set(found.splits) == {"corpus", "validation"}
     assert folders.every() == []
 
@@ -341,10 +343,10 @@ def test_a_plan_says_what_a_run_would_do_and_begins_none(runs: Path, make: Make)
 def test_a_pre_training_is_neither_taught_by_nor_resumed_as_something_else(runs: Path, make: Make) -> None:
     from distill import cli
 
-    folder = pretrain(make())
+    folder = pretrain(make(**{"pretraining.train.max_steps": 2}))
     with pytest.raises(DataError, match="not a fine-tuned classifier"):
         models.load(folder.model)
-    stages.train_teacher(make(), "tiny", "t")
+    stages.train_teacher(make(**{"teacher.train.max_steps": 2}), "tiny", "t")
     with pytest.raises(UsageError, match="--resume: t is a teacher run, and no pre-training"):
         cli.pretrain(resume="t")
     with pytest.raises(UsageError, match="distill pretrain --resume p"):
