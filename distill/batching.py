@@ -1,8 +1,8 @@
 """Which documents make a step, who computes them, and how they meet a model. Knows no model.
 
-A step is a fixed set of documents, drawn without replacement and the same on any number of processes;
-its order is a function of seed and epoch alone, so that a resumed run needs no sampler state. Inside a
-step documents are sorted by length and cut into micro-batches of a token budget: padding is small, while
+A step is a fixed set of documents, drawn without replacement (those with a weight as often as it says) and
+the same on any number of processes; its order is a function of seed and epoch alone, so that a resumed run
+needs no sampler state. Inside a step documents are sorted by length and cut into micro-batches of a token budget: padding is small, while
 the step itself stays a fair draw.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill.encoding import Encoded
+from distill.encoding import Encoded, epoch_size
 from distill.tasks import Array
 
 if TYPE_CHECKING:
@@ -79,7 +79,31 @@ def steps_per_epoch(documents: int, batch_size: int) -> int:
     return -(-documents // batch_size)
 
 
-def steps(documents: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Array]:
+def epoch_order(documents: int, weights: Array | None, seed: int, epoch: int) -> Array:
+    """Return the documents of an epoch in their order.
+
+    A document of weight w is drawn ⌊w⌋ or ⌈w⌉ times, w on average over the epochs: systematic sampling (Madow
+    1949), whose epochs are all of one size.
+
+    Args:
+        documents: how many there are.
+        weights: ``(documents,)`` as in ``Encoded``, or None: each is drawn once.
+        seed: with the epoch's number it settles the order.
+        epoch: counted from 0.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(documents)
+    if weights is None:
+        return order
+    ends = np.cumsum(weights[order])
+    draws = epoch_size(documents, weights)  # not ends[-1], which is rounded otherwise in each epoch
+    points = (np.arange(draws) + rng.random()) * (ends[-1] / draws)
+    return rng.permutation(order[np.searchsorted(ends[:-1], points, side="right")])
+
+
+def steps(
+    documents: int, batch_size: int, seed: int, start: int = 0, weights: Array | None = None
+) -> Iterator[Array]:
     """Yield the documents of each step for ever, epoch after epoch.
 
     Args:
@@ -87,12 +111,13 @@ def steps(documents: int, batch_size: int, seed: int, start: int = 0) -> Iterato
         batch_size: how many make a step.
         seed: with the epoch's number it settles the order.
         start: the first step to yield, counted from 0 over all epochs.
+        weights: how often each is drawn in an epoch (see :func:`epoch_order`).
     """
-    each = steps_per_epoch(documents, batch_size)
+    each = steps_per_epoch(epoch_size(documents, weights), batch_size)
     step = start
     while True:
         epoch, first = divmod(step, each)
-        order = np.random.default_rng([seed, epoch]).permutation(documents)
+        order = epoch_order(documents, weights, seed, epoch)
         for at in range(first, each):
             yield order[at * batch_size : (at + 1) * batch_size]
             step += 1

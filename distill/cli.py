@@ -82,6 +82,57 @@ def teacher(
     say(f"next: distill student --teacher {done.name}")
 
 
+@app.command(
+    epilog="Example: distill pretrain --recipe imdb --student fnet --set student.checkpoint=null "
+    "--corpus reviews.txt. Then: distill student --teacher run1 --set student.checkpoint=runs/run2/model"
+)
+def pretrain(
+    recipe: RecipeOption = None,
+    student: Annotated[
+        Optional[str],
+        typer.Option("--student", help="bert_tiny, distilbert, fnet, … in place of the recipe's."),
+    ] = None,
+    corpus: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--corpus",
+            help="Text beside the recipe's own: a .txt with a document a line, a csv, … Repeatable.",
+        ),
+    ] = None,
+    set_: SetOption = None,
+    name: NameOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Pre-train a student as a masked language model, on text without labels."""
+    from distill import recipe as recipes
+    from distill import runs, show
+
+    if (recipe is None) == (resume is None):
+        raise UsageError("give --recipe to begin a run, or --resume to go on with one")
+    if resume is not None:
+        if student or corpus or set_ or name:
+            raise UsageError("--resume goes on with what the run was asked for: leave the other options out")
+        run = runs.find(resume).read()
+        if run.role != "pretrained":
+            raise UsageError(f"--resume: {resume} is a {run.role} run, and no pre-training")
+        found = recipes.load(str(runs.find(resume).recipe))
+        recipe_name, model = run.recipe, run.model
+    else:
+        settings = [*(set_ or []), *([f"pretraining.corpus={json.dumps(corpus)}"] if corpus else [])]
+        found = recipes.load(recipe or "", settings, student)
+        recipe_name, model = recipe or "", student or found.student.architecture
+    if name is not None:
+        runs.refuse_taken(name)
+    from distill import pretraining
+
+    if dry_run:
+        show.plan(pretraining.plan(found))
+        return
+    done = pretraining.pretrain(found, recipe_name, model, name, resume)
+    show.pretrained(done)
+
+
 @app.command(epilog="Example: distill student --teacher run1 --student bert_tiny --seeds 3")
 def student(
     teacher: TeacherOption = None,
@@ -113,7 +164,8 @@ def student(
             raise UsageError("--resume goes on with what the run was asked for: leave the other options out")
         asked = runs.find(resume).read()
         if "student" not in asked.command:
-            raise UsageError(f"--resume: {resume} is a {asked.role}'s run; distill teacher --resume {resume}")
+            verb = "pretrain" if asked.role == "pretrained" else "teacher"
+            raise UsageError(f"--resume: {resume} is a {asked.role}'s run; distill {verb} --resume {resume}")
         from distill import stages
 
         job = stages.StudentJob(**asked.command)

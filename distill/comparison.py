@@ -140,6 +140,8 @@ def collect(names: Sequence[str] = ()) -> list[RunFolder]:
     """
     known = {folder.name: folder.read() for folder in runs.every()}
     if not names:
+        # A pre-trained model is no classifier yet.
+        known = {name: run for name, run in known.items() if run.role != "pretrained"}
         finished = [run for run in known.values() if run.status == "finished"]
         if not finished:
             raise UsageError(f"no finished run in {runs.runs_folder().name}/ to compare")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from distill import class_weights, sources
+from distill.encoding import epoch_size
 from distill.errors import DataError
 from distill.labels import read_labels
 from distill.recipe import Data, Recipe, Split
@@ -40,6 +42,8 @@ class Rows:
     """As in tasks.py; None for transfer."""
     words: Array
     """``(n,)`` int32."""
+    weights: Array | None = None
+    """``(n,)`` float64: how often each row is drawn in an epoch of training; once where None."""
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -49,6 +53,17 @@ class Rows:
         part = self.dataset[:] if indices is None else self.dataset[indices]
         pairs = part.get("text_pair") or [None] * len(part["text"])
         return list(zip(part["text"], pairs, strict=True))
+
+    @property
+    def draws(self) -> int:
+        """Documents of an epoch."""
+        return epoch_size(len(self), self.weights)
+
+    def select(self, positions: Array) -> Rows:
+        """Take some of the rows."""
+        labels, weights = (None if x is None else x[positions] for x in (self.labels, self.weights))
+        dataset = self.dataset.select(positions)
+        return Rows(self.name, dataset, self.row_id[positions], labels, self.words[positions], weights)
 
 
 @dataclass(frozen=True)
@@ -298,8 +313,95 @@ def load(recipe: Recipe) -> Corpus:
             positions = positions[fresh]
             seen = np.union1d(seen, part.row_id[positions])
         splits[name] = _rows(name, part, positions, data, task)
+    if data.transfer:
+        splits["transfer"] = _with_unlabelled(splits.get("transfer"), data, seen, notes)
     notes += _unseen(splits["train"], task)
     return Corpus(task, splits, notes)
+
+
+def read_text(data: Data, address: str, key: str, notes: list[str]) -> Rows:
+    """Read a source of unlabelled text, each document once.
+
+    Args:
+        data: how rows are read and filtered; its source, splits, format and ``where`` are not for this one.
+        address: of the source.
+        key: the recipe's key that names it.
+        notes: gets a sentence for whatever is left out.
+
+    Raises:
+        DataError: it is missing, unreadable, has no such column or no rows.
+    """
+    own = data.model_copy(update={"where": {}, "format": "auto", "config": None})
+    dataset = sources.open_text(own, address, key)
+    columns = [own.text, *([own.text_pair] if own.text_pair else [])]
+    sources.check_columns(dataset, columns, address)
+    sources.check_text(dataset, columns, address)
+    index, ids, words = _kept(dataset, own, address, notes)
+    part = _without_repeats(_Source(dataset, index, ids, words, None), address, notes)
+    return Rows("transfer", _texts(part, np.arange(len(part.index)), own), part.row_id, None, part.words)
+
+
+def without(rows: Rows, seen: Array, where: str, held: str, notes: list[str]) -> Rows:
+    """Leave out the rows whose ids are in ``seen``, and note how many, and that they stand in ``held``.
+
+    Raises:
+        DataError: all of them are.
+    """
+    fresh = ~np.isin(rows.row_id, seen)
+    dropped = int((~fresh).sum())
+    if dropped == len(rows):
+        raise DataError(f"{where}: every one of its {dropped:,} documents stands in {held} as well")
+    if dropped:
+        notes.append(f"{where}: {dropped:,} documents dropped that stand in {held} as well")
+    return rows.select(np.flatnonzero(fresh))
+
+
+def _with_unlabelled(transfer: Rows | None, data: Data, seen: Array, notes: list[str]) -> Rows:
+    """Join the sources of ``data.transfer`` to the transfer set.
+
+    Args:
+        transfer: the rows of ``data.splits.transfer``, where there are any.
+        data: the recipe's section.
+        seen: ids of all rows of all splits.
+        notes: gets a sentence for whatever is left out, and one for each source.
+    """
+    parts = [] if transfer is None else [transfer]
+    for number, source in enumerate(data.transfer):
+        key = f"data.transfer.{number}"
+        own = data.model_copy(update={"text": source.text or data.text})
+        rows = read_text(own, source.source, f"{key}.source", notes)
+        if data.deduplicate:
+            rows = without(rows, seen, source.source, "test, validation, train or transfer", notes)
+        if source.rows is not None:
+            if source.rows > len(rows):
+                raise DataError(
+                    f"{key}.rows wants {source.rows:,} rows, and only {len(rows):,} are left in {source.source}"
+                )
+            drawn = np.random.default_rng([data.seed, number]).choice(len(rows), source.rows, replace=False)
+            rows = rows.select(np.sort(drawn))
+        seen = np.union1d(seen, rows.row_id)
+        notes.append(
+            f"transfer: {len(rows):,} documents of {source.source}, each drawn {source.weight:g} times an epoch"
+        )
+        parts.append(replace(rows, weights=np.full(len(rows), source.weight)))
+    return join(parts)
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """Put unlabelled rows one after another, as a transfer set."""
+    import datasets
+
+    weights = None
+    if any(part.weights is not None for part in parts):
+        weights = np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in parts])
+    return Rows(
+        "transfer",
+        datasets.concatenate_datasets([part.dataset.cast(parts[0].dataset.features) for part in parts]),
+        np.concatenate([part.row_id for part in parts]),
+        None,
+        np.concatenate([part.words for part in parts]),
+        weights,
+    )
 
 
 def _unseen(train: Rows, task: TaskSpec) -> list[str]:
@@ -328,12 +430,17 @@ def _rows(name: SplitName, part: _Source, positions: Array, data: Data, task: Ta
             f"split {name} has no label with rows of both kinds, so {task.metric} cannot be measured on it; "
             "make it larger, or set task.metric=micro_f1"
         )
+    return Rows(name, _texts(part, positions, data), part.row_id[positions], labels, part.words[positions])
+
+
+def _texts(part: _Source, positions: Array, data: Data) -> datasets.Dataset:
+    """Take rows' text fields, under the names that ``Rows`` has for them."""
     dataset = part.dataset.select(part.index[positions])
     columns = {data.text: "text", **({data.text_pair: "text_pair"} if data.text_pair else {})}
     dataset = dataset.select_columns(list(columns)).rename_columns(
         {k: v for k, v in columns.items() if k != v}
     )
-    return Rows(name, sources.as_text(dataset), part.row_id[positions], labels, part.words[positions])
+    return sources.as_text(dataset)
 
 
 def describe(rows: Rows, task: TaskSpec) -> dict[str, Any]:

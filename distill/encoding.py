@@ -25,6 +25,11 @@ Tokenizer = Any
 TOKENIZED_AT_ONCE = 1000
 
 
+def epoch_size(documents: int, weights: Array | None) -> int:
+    """Count the documents that an epoch draws: each once, or as often as its weight ``(documents,)`` says."""
+    return documents if weights is None else max(1, round(float(weights.sum())))
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A split as windows of token ids, packed one after another."""
@@ -45,9 +50,16 @@ class Encoded:
     """Labels as in tasks.py; zeros where ``labelled`` is False, and never read there."""
     labelled: Array
     """``(documents,)`` bool."""
+    weights: Array | None = None
+    """``(documents,)`` float64: how often each document is drawn in an epoch; once where None."""
 
     def __len__(self) -> int:
         return len(self.row_id)
+
+    @property
+    def draws(self) -> int:
+        """Documents of an epoch."""
+        return epoch_size(len(self), self.weights)
 
     @cached_property
     def window_counts(self) -> Array:
@@ -66,7 +78,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class _Template:
+class Template:
     """Where special tokens stand: prefix, text, middle, pair, suffix, each with its segment."""
 
     prefix: list[int]
@@ -82,7 +94,8 @@ class _Template:
         return ids, segments
 
 
-def _template(tokenizer: Tokenizer, pair: bool) -> _Template:
+def special_tokens(tokenizer: Tokenizer, *, pair: bool) -> Template:
+    """Read the special tokens' places off the tokenizer's own encoding of a probe."""
     texts = ("a", "b") if pair else ("a",)
     contents = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     whole = tokenizer(*texts)
@@ -98,7 +111,7 @@ def _template(tokenizer: Tokenizer, pair: bool) -> _Template:
     between = kinds[first[1]] if pair else 0
     suffix_kind = kinds[last[1]] if last[1] < len(ids) else 0
     segments = (kinds[0], kinds[first[0]], between, kinds[last[0]], suffix_kind)
-    return _Template(ids[: first[0]], middle, ids[last[1] :], segments)
+    return Template(ids[: first[0]], middle, ids[last[1] :], segments)
 
 
 def encode_texts(
@@ -119,12 +132,12 @@ def encode_texts(
     window_lengths: list[int] = []
     window_counts: list[int] = []
     full: list[int] = []
-    template: _Template | None = None
+    template: Template | None = None
     for batch in rows:
         if not batch:
             continue
         pair = batch[0][1] is not None
-        template = template or _template(tokenizer, pair)
+        template = template or special_tokens(tokenizer, pair=pair)
         room = model.max_length - len(template.prefix) - len(template.middle) - len(template.suffix)
         firsts = tokenizer([t for t, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
         seconds = (
@@ -179,7 +192,7 @@ def encode(tokenizer: Tokenizer, rows: Rows, model: Model, progress: Any = None)
     labelled = np.full(len(rows), rows.labels is not None)
     return Encoded(
         encoded.token_ids, encoded.segments, encoded.windows, encoded.documents, encoded.full_length,
-        rows.row_id, labels, labelled,
+        rows.row_id, labels, labelled, rows.weights,
     )  # fmt: skip
 
 
@@ -191,6 +204,9 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
         lengths = np.concatenate([np.diff(getattr(p, name)) for p in parts])
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
+    weights = None
+    if any(p.weights is not None for p in parts):
+        weights = np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in parts])
     labels = [
         p.labels if p.labelled.any() else np.zeros((len(p), *shape.shape[1:]), shape.dtype) for p in parts
     ]
@@ -203,4 +219,5 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
         row_id=np.concatenate([p.row_id for p in parts]),
         labels=np.concatenate(labels),
         labelled=np.concatenate([p.labelled for p in parts]),
+        weights=weights,
     )

@@ -26,6 +26,7 @@ from distill.files import read_json, write_json
 from distill.inference import Precision
 from distill.live import Pair
 from distill.losses import Objective
+from distill.masking import MaskedModel
 from distill.models import Classifier
 from distill.progress import say, track
 from distill.recipe import Recipe, Train
@@ -64,7 +65,7 @@ def encode_rows(model: Classifier, rows: Rows) -> Encoded:
         return encode(model.tokenizer, rows, model.config, progress)
 
 
-def cost_of(model: Classifier, settings: Train, documents: Encoded) -> planning.Cost:
+def cost_of(model: Classifier | MaskedModel, settings: Train, documents: Encoded) -> planning.Cost:
     """Estimate what training a model costs."""
     config = model.model.config
     parameters = model.parameters_count
@@ -72,7 +73,7 @@ def cost_of(model: Classifier, settings: Train, documents: Encoded) -> planning.
     hidden = int(getattr(config, "hidden_size", 0) or config.dim)
     heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "n_heads", 0))  # FNet: none
     longest = int(documents.longest_window.max())
-    steps = total_steps(settings, len(documents))
+    steps = total_steps(settings, documents.draws)
     return planning.estimate(
         parameters, trained, hidden, len(models.layers(model.model)), heads, longest, settings, steps
     )

@@ -226,7 +226,9 @@ class Pair(nn.Module):
         for model, taps in zip((self.student.eval(), self.teacher), found, strict=True):
             model(batch.to(next(model.parameters()).device), taps)
         self.student.train(was)
-        for name, model, taps in zip(("student", "teacher"), (self.student, self.teacher), found, strict=True):
+        for name, model, taps in zip(
+            ("student", "teacher"), (self.student, self.teacher), found, strict=True
+        ):
             if set(taps.states_of) - set(taps.states):
                 raise RecipeError(
                     f"student.losses: the {name} ({model.config.architecture}) runs by transformers' own forward pass, "

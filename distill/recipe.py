@@ -101,6 +101,20 @@ class Splits(Strict):
     transfer: Split | None = None
 
 
+class Unlabelled(Strict):
+    """A source of unlabelled text that joins the transfer set."""
+
+    source: str
+    """As data.source, or a .txt file with one document a line; of a hub data set, its split train. A csv is read
+    with data.columns and data.quotes."""
+    text: str | None = None
+    """The text's column; that of data.text where absent."""
+    rows: Count | None = None
+    """Draw this many of its documents; all of them where absent."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often a document is drawn in an epoch of a student's training; rows of data.source are drawn once."""
+
+
 class Data(Strict):
     """Where rows come from and which of their columns matter."""
 
@@ -128,6 +142,8 @@ class Data(Strict):
     deduplicate: bool = True
     """Drop from the less held-out split what stands in test, validation or train as well."""
     splits: Splits = Splits()
+    transfer: list[Unlabelled] = []
+    """Unlabelled text from elsewhere, beside ``splits.transfer``; ``where`` is not for it."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -371,6 +387,26 @@ class Evaluation(Strict):
     tokens_per_batch: Annotated[int, Field(ge=64)] = 16384
 
 
+class Pretraining(Strict):
+    """Masked-language-model pre-training of the student (see pretraining.py), before it learns the task."""
+
+    corpus: list[str] = []
+    """Sources of text beside the recipe's train and transfer rows: as data.source, or a .txt file with one
+    document a line; their text's column is data.text."""
+    masked: Annotated[float, Field(gt=0, le=0.4)] = 0.15
+    """The share of a window's tokens that is predicted (Devlin et al. 2019)."""
+    train: Train = Train(
+        epochs=10.0, batch_size=128, tokens_per_batch=16384, learning_rate=5e-4, warmup_steps=500
+    )
+    """Documents here are windows of student.max_length tokens."""
+
+    @model_validator(mode="after")
+    def _without_labels(self) -> Pretraining:
+        if self.train.label_smoothing:
+            raise ValueError("train.label_smoothing has no meaning for pretraining")
+        return self
+
+
 class Recipe(Strict):
     """A whole run, resolved: every default written out."""
 
@@ -382,6 +418,7 @@ class Recipe(Strict):
     teacher: SerializeAsAny[Teacher]
     cache: Cache = Cache()
     student: SerializeAsAny[Student]
+    pretraining: Pretraining = Pretraining()
     evaluation: Evaluation = Evaluation()
 
     def dump(self) -> str:

@@ -30,7 +30,7 @@ from distill import processes
 from distill.errors import Interrupted, UsageError, nearest
 from distill.files import read_json, write_json, write_text
 
-Role = Literal["teacher", "distilled", "control", "baseline"]
+Role = Literal["teacher", "distilled", "control", "baseline", "pretrained"]
 Status = Literal["running", "finished", "interrupted", "failed"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -279,7 +279,7 @@ def refuse_unfinished(name: str) -> None:
         return
     run = find(name).read()
     if run.status != "finished":
-        verb = "teacher" if run.role == "teacher" else "student"
+        verb = {"teacher": "teacher", "pretrained": "pretrain"}.get(run.role, "student")
         raise UsageError(
             f"{name} has not finished ({run.status}); go on with it: distill {verb} --resume {name}"
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -43,10 +44,22 @@ def finished(folders: list[RunFolder]) -> None:
         run, found = folder.read(), folder.metrics()
         metric = found["task"]["metric"]
         table.add_row(
-            run.name, run.model, run.role, metric, f"{found['validation'][metric]:.3f}", f"{found['test'][metric]:.3f}",
+            run.name, run.model, run.role, metric, f"{found['validation'][metric]:.3f}", _test(found),
             duration(found["train"]["seconds"]),
         )  # fmt: skip
     out.print(table)
+
+
+def pretrained(folder: RunFolder) -> None:
+    """Show the figures of a pre-training run that has just finished, and how a student takes it."""
+    finished([folder])
+    where = os.path.relpath(folder.model)
+    say(f"next: distill student --teacher RUN --set student.checkpoint={where}")
+
+
+def _test(found: dict[str, Any]) -> str:
+    """Write the metric's value on test; nothing where a run is not measured there, as pre-training is not."""
+    return f"{found['test'][found['task']['metric']]:.3f}" if "test" in found else ""
 
 
 def plan(found: Plan) -> None:
@@ -105,7 +118,8 @@ def runs_table() -> None:
     for folder in runs.every():
         run, found = folder.read(), folder.metrics()
         metric = found["task"]["metric"] if found else ""
-        test = f"{metric} {found['test'][metric]:.3f}" if found else ""
+        split = "test" if "test" in found else "validation"
+        test = f"{metric} {found[split][metric]:.3f}" if found else ""
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
         table.add_row(run.name, run.role, run.model, Text(harmless(run.recipe)), run.status, test, began)
     if table.row_count:

@@ -29,6 +29,8 @@ SUFFIXES = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+LINES = ".txt"
+"""The ending of a file with one document a line: unlabelled text."""
 SHOWN = 30
 """Characters of a column's name in a message: the header may be missing, and a document stand in its place."""
 
@@ -67,8 +69,12 @@ def as_text(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset.cast(datasets.Features({name: datasets.Value("string") for name in dataset.column_names}))
 
 
-def resolve(address: str) -> Path | None:
+def resolve(address: str, key: str = "data.source") -> Path | None:
     """Find a source on this machine; None when it can only be a hub id.
+
+    Args:
+        address: as in a recipe.
+        key: the recipe's key that names it, for messages.
 
     Raises:
         DataError: a path or package that is not here.
@@ -78,13 +84,13 @@ def resolve(address: str) -> Path | None:
     path = Path(address).expanduser()
     if path.exists():
         return path
-    if hub.is_hub_id(address) and path.suffix not in SUFFIXES:
+    endings = {*SUFFIXES, *([] if key == "data.source" else [LINES])}
+    if hub.is_hub_id(address) and path.suffix not in endings:
         return None
     beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
-    known = [p.name for p in beside if p.suffix in SUFFIXES or (p.is_dir() and not p.name.startswith("."))]
-    raise DataError(
-        f"data.source: there is no {address}{nearest(path.name, known)}; --set data.source=PATH says where it is"
-    )
+    known = [p.name for p in beside if p.suffix in endings or (p.is_dir() and not p.name.startswith("."))]
+    fix = "; --set data.source=PATH says where it is" if key == "data.source" else ""
+    raise DataError(f"{key}: there is no {address}{nearest(path.name, known)}{fix}")
 
 
 def open_all(data: Data, names: Sequence[str]) -> dict[str, datasets.Dataset]:
@@ -112,6 +118,35 @@ def open_all(data: Data, names: Sequence[str]) -> dict[str, datasets.Dataset]:
                 f"to cut one off another: --set 'data.splits.{name}={{from: {next(iter(found))}, fraction: 0.2}}'"
             )
     return {name: found[name] for name in names}
+
+
+def open_text(data: Data, address: str, key: str) -> datasets.Dataset:
+    """Open a source of unlabelled text: every split of a folder, ``train`` of all else.
+
+    Args:
+        data: how files are read; its own source is not.
+        address: a file (a .txt has one document a line), a folder of folders, ``package://name/path`` or a hub id.
+        key: the recipe's key that names it, for messages.
+
+    Raises:
+        DataError: it is missing, unreadable, not UTF-8, or not of its format.
+        HubError: a hub data set that is neither here nor reachable.
+    """
+    import datasets
+
+    _quiet()
+    path = resolve(address, key)
+    if path is not None and path.is_file() and path.suffix.lower() not in (*SUFFIXES, LINES):
+        raise DataError(f"{key}: {path.name}: unknown ending; must be {LINES}, {', '.join(SUFFIXES)}")
+    if path is None or path.suffix.lower() != LINES:
+        found = _open_hub(data, address, ["train"], key) if path is None else _open(data, str(path), address)
+        return datasets.concatenate_datasets(list(found.values()))
+    with _reading(path, "text"):
+        refuse_not_utf8(path)
+        lines: datasets.Dataset = datasets.load_dataset(
+            "text", data_files=str(path), split="train", encoding="utf-8-sig"
+        )
+    return lines.rename_column("text", data.text) if data.text != "text" else lines
 
 
 def _open(
@@ -236,21 +271,24 @@ def _refuse_broken_line(path: Path) -> None:
                 raise DataError(f'{path.name}, line {number}: must be an object, as in {{"text": "…"}}')
 
 
-def _open_hub(data: Data, address: str, names: Sequence[str]) -> dict[str, datasets.Dataset]:
+def _open_hub(
+    data: Data, address: str, names: Sequence[str], key: str = "data.source"
+) -> dict[str, datasets.Dataset]:
     online = hub.reachable()
     import datasets
 
     try:
         return {name: datasets.load_dataset(address, data.config, split=name) for name in names}
     except ValueError as error:
-        raise DataError(f"data.source {address}: {str(error).splitlines()[0][:200]}") from None
+        raise DataError(f"{key} {address}: {str(error).splitlines()[0][:200]}") from None
     except (ConnectionError, FileNotFoundError) as error:
         if online:
-            raise DataError(f"data.source {address}: {str(error).splitlines()[0][:200]}") from None
+            raise DataError(f"{key} {address}: {str(error).splitlines()[0][:200]}") from None
+        files = f"--set {_pointer(names)}" if key == "data.source" else "DIR/file.parquet"
         raise HubError(
-            f"data.source: {address} is no file here, and the hub cannot be reached; fetch it where it can "
+            f"{key}: {address} is no file here, and the hub cannot be reached; fetch it where it can "
             f"(hf download --repo-type dataset {address} --local-dir DIR) "
-            f"and point the recipe to the files (--set {_pointer(names)})"
+            f"and point the recipe to the files ({files})"
         ) from None
 
 

@@ -6,7 +6,7 @@ Joins the other modules; what a stage needs is checked before any training start
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from distill import (
     yaml_strict,
 )
 from distill import recipe as recipes
-from distill.data import Corpus
+from distill.batching import steps_per_epoch
+from distill.data import Corpus, Rows
 from distill.encoding import Encoded, concatenate
 from distill.errors import RecipeError, UsageError
 from distill.files import write_json
@@ -129,7 +130,7 @@ class StudentJob:
 
 def member(group: str, role: Role, number: int) -> str:
     """Name a run of a group: ``run2``, ``run2-control``, ``run2-seed1``, ``run2-control-seed1``."""
-    middle = {"distilled": "", "control": "-control", "baseline": "-tfidf", "teacher": ""}[role]
+    middle = {"control": "-control", "baseline": "-tfidf"}.get(role, "")
     return f"{group}{middle}" + (f"-seed{number}" if number else "")
 
 
@@ -155,10 +156,10 @@ def teacher_folder(teachers: Sequence[caching.TeacherRef]) -> Path | None:
     return Path(teachers[0].model) if teachers else None
 
 
-def steps_of(student: Student, rows: Mapping[str, Sized]) -> int:
+def steps_of(student: Student, rows: Mapping[str, Rows] | Mapping[str, Encoded]) -> int:
     """Count the optimizer steps of a student, and of its control, from the rows of each split."""
-    unlabelled = len(rows["transfer"]) if "transfer" in rows and student.reads_unlabelled else 0
-    return total_steps(student.train, len(rows["train"]) + unlabelled)
+    unlabelled = rows["transfer"].draws if "transfer" in rows and student.reads_unlabelled else 0
+    return total_steps(student.train, rows["train"].draws + unlabelled)
 
 
 def train_students(job: StudentJob, corpus: Corpus | None = None) -> list[RunFolder]:
@@ -226,7 +227,7 @@ def _train_group(
     elif "transfer" in encoded:
         say("transfer: not used, for every term of student.losses needs a label")
     steps = steps_of(student, encoded)
-    every = student.train.evaluate_every or max(1, -(-len(both) // student.train.batch_size))
+    every = student.train.evaluate_every or steps_per_epoch(both.draws, student.train.batch_size)
     result = []
     for number in range(job.seeds):
         seed = student.train.seed + number

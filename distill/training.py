@@ -1,6 +1,6 @@
-"""The one training loop, for teachers and students, on one process or many, through Accelerate.
+"""The one training loop, for teachers, students and pre-training, on one process or many, through Accelerate.
 
-Teacher and student differ in their documents and their objective; both are passed in. The loop knows no
+They differ in their model, documents and objective; all are passed in. The loop knows no
 architecture and no file but its checkpoints and its journal.
 """
 
@@ -28,6 +28,7 @@ from distill.gradients import TermGradients
 from distill.inference import release_memory
 from distill.live import Pair
 from distill.losses import Objective
+from distill.masking import MaskedLanguage, MaskedModel
 from distill.models import Classifier
 from distill.progress import track
 from distill.recipe import Train
@@ -36,7 +37,7 @@ from distill.tasks import Array, Floats, better
 
 Lookup = Callable[[Array], Floats]
 """Row ids ``(documents,)`` to teacher logits ``(documents, classes)``."""
-Evaluate = Callable[[Classifier], dict[str, float]]
+Evaluate = Callable[[Any], dict[str, float]]
 """Validation figures by name."""
 
 
@@ -112,9 +113,9 @@ def make_optimizer(model: torch.nn.Module, settings: Train) -> torch.optim.Optim
 
 
 def train(
-    model: Classifier,
+    model: Classifier | MaskedModel,
     data: Encoded,
-    objective: Objective,
+    objective: Objective | MaskedLanguage,
     settings: Train,
     evaluate: Evaluate,
     metric: str,
@@ -125,7 +126,7 @@ def train(
     on_evaluation: Callable[[], object] = lambda: None,
     pair: Pair | None = None,
 ) -> Trained:
-    """Train a classifier; it holds the weights of its best evaluation afterwards.
+    """Train a model; it holds the weights of its best evaluation afterwards.
 
     Args:
         model: on any device; Accelerate moves it.
@@ -150,8 +151,8 @@ def train(
     models.freeze(model.model, settings.freeze_embeddings, settings.freeze_layers)
     learner = model if pair is None else pair
     optimizer = make_optimizer(learner, settings)
-    total = total_steps(settings, len(data))
-    every = settings.evaluate_every or steps_per_epoch(len(data), settings.batch_size)
+    total = total_steps(settings, data.draws)
+    every = settings.evaluate_every or steps_per_epoch(data.draws, settings.batch_size)
     lengths = data.tokens
     rank = accelerator.process_index
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
@@ -167,10 +168,10 @@ def train(
     losses: dict[str, float] = {}
     with track(f"{folder.name}: training", total, "steps") as progress, listening() as stop:
         progress.skip(state.step)
-        for documents in steps(len(data), settings.batch_size, settings.seed, state.step):
+        for documents in steps(len(data), settings.batch_size, settings.seed, state.step, data.weights):
             if state.step >= total or (settings.patience and state.since_best >= settings.patience):
                 break
-            # Dropout is a function of (seed, step, rank), so that a resumed run repeats it to the bit.
+            # Dropout, and what is masked, is a function of (seed, step, rank): a resumed run repeats it to the bit.
             torch.manual_seed(
                 int(np.random.SeedSequence([settings.seed, state.step, rank]).generate_state(1)[0])
             )
@@ -245,11 +246,11 @@ def _any_rank(asked: bool, accelerator: Any) -> bool:
 
 def _step(
     wrapped: Any,
-    model: Classifier | Pair,
+    model: Classifier | Pair | MaskedModel,
     data: Encoded,
     documents: Array,
     lengths: Array,
-    objective: Objective,
+    objective: Objective | MaskedLanguage,
     settings: Train,
     optimizer: Any,
     accelerator: Any,

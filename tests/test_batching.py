@@ -51,6 +51,30 @@ def test_a_resumed_order_is_the_rest_of_the_uninterrupted_one(start: int) -> Non
     assert [a.tolist() for a in whole[start:]] == [a.tolist() for a in rest]
 
 
+def test_a_document_is_drawn_as_often_as_its_weight_says() -> None:
+    weights = np.array([1.0] * 20 + [3.0] * 5 + [0.3] * 15)
+    each = steps_per_epoch(40, 8)  # 20 + 15 + 4.5 are 39.5 draws, and 40 to the nearest even number
+    found = list(itertools.islice(steps(40, 8, 0, weights=weights), 300 * each))
+    epochs = np.array([np.concatenate(found[at : at + each]) for at in range(0, len(found), each)])
+    assert epochs.shape == (300, 40)
+    counts = np.array([np.bincount(epoch, minlength=40) for epoch in epochs])
+    assert ((counts >= np.floor(weights)) & (counts <= np.ceil(weights * 40 / 39.5))).all()
+    np.testing.assert_allclose(counts.mean(0), weights * 40 / 39.5, atol=0.1)
+    rest = list(itertools.islice(steps(40, 8, 0, 7, weights), 5))
+    assert [a.tolist() for a in rest] == [a.tolist() for a in found[7:12]], "a resumed run draws the same"
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_weights_go_with_their_documents_when_splits_are_joined() -> None:
+    plain, weighed = random_data(4), random_data(3, seed=1)
+    weighed = Encoded(**{**vars(weighed), "weights": np.array([2.0, 0.5, 1.0])})
+    both = concatenate([plain, weighed])
+    assert both.weights is not None
+    assert both.weights.tolist() == [1, 1, 1, 1, 2, 0.5, 1]
+    assert (plain.draws, weighed.draws, both.draws) == (4, 4, 8)
+    assert concatenate([plain, plain]).weights is None
+
+
 def test_another_seed_is_another_order() -> None:
     first, second = (
         np.concatenate(list(itertools.islice(steps(50, 10, seed), 5))).tolist() for seed in (0, 1)

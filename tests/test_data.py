@@ -15,7 +15,7 @@ from conftest import documents, write_csv
 
 from distill import data, hub, recipe
 from distill.data import Corpus, row_id
-from distill.errors import DataError, HubError
+from distill.errors import DataError, HubError, RecipeError
 
 DOCS = documents(60)
 CARVED = {
@@ -801,3 +801,82 @@ def test_a_dry_run_counts_rows_and_labels() -> None:
     counts = data.describe(several.splits["train"], several.task)["labels"]
     own = [MULTI_ROWS[text] for text in texts(several, "train")]
     assert counts == {"x": sum(r[0] for r in own), "y": sum(r[1] for r in own)}
+
+
+def test_sources_of_unlabelled_text_join_the_transfer_set(tmp_path: Path) -> None:
+    source = csv_of(DOCS)
+    held = load(source)
+    known = [texts(held, name)[0] for name in ("test", "validation", "train")]
+    lines = [*known, *(f"line {i} of it" for i in range(20)), "", "line 3 of it"]
+    Path("more.txt").write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    rows = [(f"review {i} of it", "x") for i in range(30)] + [("line 5 of it", "x")]
+    csv_of(rows, header=("body", "where"), name="other.csv")
+    wanted = [
+        {"source": "more.txt", "weight": 2.0},
+        {"source": "other.csv", "text": "body", "rows": 10, "weight": 0.5},
+    ]
+    found = load(source, transfer=wanted, where={"label": [0, 1]})
+    transfer = found.splits["transfer"]
+    mixed = texts(found, "transfer")
+    assert mixed[:20] == [f"line {i} of it" for i in range(20)]
+    assert len(mixed) == 30
+    assert set(mixed[20:]) < {text for text, _ in rows[:30]}, (
+        "ten of them, and not the line that is there already"
+    )
+    assert transfer.weights is not None
+    assert transfer.weights.tolist() == [2.0] * 20 + [0.5] * 10
+    assert transfer.labels is None
+    assert transfer.row_id.tolist() == [row_id(text) for text in mixed]
+    assert found.notes == [
+        "more.txt: 1 documents left out: blank",
+        "more.txt: 1 repeated documents left out",
+        "more.txt: 3 documents dropped that stand in test, validation, train or transfer as well",
+        "transfer: 20 documents of more.txt, each drawn 2 times an epoch",
+        "other.csv: 1 documents dropped that stand in test, validation, train or transfer as well",
+        "transfer: 10 documents of other.csv, each drawn 0.5 times an epoch",
+    ]
+    for name in ("test", "validation", "train"):
+        assert texts(found, name) == texts(held, name), "the labelled splits are as they were"
+    again = load(source, transfer=wanted, where={"label": [0, 1]})
+    assert texts(again, "transfer") == mixed
+    assert again.fingerprint == found.fingerprint != held.fingerprint
+
+
+def test_a_transfer_split_of_the_source_is_drawn_once_beside_other_text() -> None:
+    Path("more.txt").write_text("\n".join(f"line {i} of it" for i in range(5)))
+    splits = {**CARVED, "transfer": {"from": "train", "rows": 20}}
+    found = load(csv_of(DOCS), splits=splits, transfer=[{"source": "more.txt", "weight": 3.0}])
+    rows = found.splits["transfer"]
+    assert rows.weights is not None
+    assert rows.weights.tolist() == [1.0] * 20 + [3.0] * 5
+    assert load(csv_of(DOCS), splits=splits).splits["transfer"].weights is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"source": "mor.txt"}, "data.transfer.0.source: there is no mor.txt; did you mean 'more.txt'?"),
+        ({"source": "more.txt", "rows": 9}, "data.transfer.0.rows wants 9 rows, and only 2 are left in more.txt"),
+        ({"source": "rows.csv", "text": "txt"}, "rows.csv: no column 'txt'; did you mean 'text'?"),
+        ({"source": "rows.csv"}, "rows.csv: every one of its 60 documents stands in test, validation, train or"),
+        ({"source": "empty.txt"}, "empty.txt: the file is empty"),
+        ({"source": "somebody/text"}, "data.transfer.0.source: somebody/text is no file here, and the hub cannot"),
+    ],
+)  # fmt: skip
+def test_a_source_of_unlabelled_text_that_does_not_fit_is_refused(wanted: dict[str, Any], said: str) -> None:
+    Path("more.txt").write_text("one line\nanother line")
+    Path("empty.txt").touch()
+    assert refusal(csv_of(DOCS), transfer=[wanted]).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"source": "x.txt", "weigth": 2}, r"data.transfer.0.weigth; did you mean 'weight'"),
+        ({"source": "x.txt", "weight": 0}, r"data.transfer.0.weight: must be greater than 0, not 0"),
+        ({}, r"data.transfer.0.source is missing"),
+    ],
+)
+def test_a_wrong_key_of_a_transfer_source_is_named(wanted: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        make("x.csv", transfer=[wanted])

@@ -11,6 +11,9 @@ from typing import Any
 
 from conftest import TINY, Write, distill
 
+from distill import data, inference, pretraining
+from distill import recipe as recipes
+from distill.masking import HeldOut
 from distill.runs import RunFolder
 
 
@@ -52,3 +55,19 @@ def test_two_processes_train_what_one_does(runs: Path, recipe_file: Write) -> No
     beside = {name for entry in RunFolder(runs / "s").entries() for name in entry["metrics"]}
     assert {"train/loss_soft", "train/loss_hidden_mse", "train/loss_relation"} <= beside
     assert done.stderr.count("training labels look wrong to the teacher") == 1, "told once"
+
+
+def test_two_processes_pre_train_one_model_and_measure_it_as_one_does(runs: Path, recipe_file: Write) -> None:
+    config = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    train = {"max_steps": 6, "evaluate_every": 3, "batch_size": 15, "precision": "fp32"}
+    keys = {f"pretraining.train.{key}": value for key, value in train.items()}
+    file = str(recipe_file({**keys, "student.architecture": "fnet", "student.config": config}))
+    done = torchrun("pretrain", "--recipe", file, "--name", "p")
+    assert done.returncode == 0, done.stderr
+    folder = RunFolder(runs / "p")
+    assert folder.read().facts["processes"] == 2
+    recipe = recipes.load(file, [f"student.checkpoint={folder.model}", "student.config={}"])
+    model = pretraining.build(recipe)
+    windows = pretraining._pack(model, data.load(recipe).splits["validation"], "validation")
+    again = HeldOut(windows, model.masking).measure(model, 4096, inference.make_accelerator("fp32"))
+    assert abs(again["nll"] - folder.metrics()["validation"]["nll"]) < 1e-4

@@ -159,6 +159,41 @@ def test_a_student_has_a_control_that_differs_in_the_teacher_alone(
     assert [f.name for f in folders.every() if f.read().role == "baseline"] == ["s-tfidf"]
 
 
+def test_text_from_elsewhere_is_taught_and_drawn_by_its_weight(
+    ready: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = tmp_path / "more.txt"
+    lines.write_text("\n".join(f"{text} elsewhere" for text, _ in documents(20, seed=3)))
+    raw = yaml.safe_load(ready.dump())
+    raw["data"]["transfer"] = [{"source": str(lines), "weight": 3.0}]
+    raw["student"]["train"] |= {"epochs": 2.0}
+    recipe = recipes.build(raw, "x")
+    corpus = data.load(recipe)
+    drawn: dict[str, list[int]] = {"distilled": [], "control": []}
+    real = training._step
+
+    def step(
+        wrapped: Any, model: Any, part: Any, documents: Any, lengths: Any, objective: Any, *rest: Any
+    ) -> Any:
+        drawn["distilled" if objective.needs_teacher else "control"] += part.row_id[documents].tolist()
+        return real(wrapped, model, part, documents, lengths, objective, *rest)
+
+    monkeypatch.setattr(training, "_step", step)
+    stages.train_students(job_of(recipe))
+    ids, counts = np.unique(drawn["distilled"], return_counts=True)
+    often = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    transfer = corpus.splits["transfer"]
+    assert {often[i] for i in transfer.row_id[-20:].tolist()} == {6}, "two epochs of three draws"
+    others = [*transfer.row_id[:-20].tolist(), *corpus.splits["train"].row_id.tolist()]
+    assert {often[i] for i in others} == {2}
+    assert len(often) == len(others) + 20
+    assert set(drawn["control"]) == set(corpus.splits["train"].row_id.tolist())
+    steps = {name: folders.find(name).metrics()["train"]["steps"] for name in ("s", "s-control")}
+    assert steps == {"s": 2 * -(-(len(others) + 60) // 16), "s-control": steps["s"]}
+    cached = logits.Logits(logits.every()[0])
+    assert np.isfinite(cached(transfer.row_id)).all(), "one cache holds the rows of every source"
+
+
 def test_a_finished_group_trains_nothing_again(ready: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stages.train_students(job_of(ready))
     stamps = {f.name: (f.path / "metrics.json").stat().st_mtime_ns for f in first}
