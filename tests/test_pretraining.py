@@ -139,7 +139,7 @@ def test_a_student_begins_with_the_weights_of_its_pre_training(
     assert not folder.checkpoints.exists()
     lines = [e["metrics"] for e in folder.entries() if "eval/perplexity" in e["metrics"]]
     assert found["validation"]["perplexity"] == min(line["eval/perplexity"] for line in lines)
-    assert found["validation"]["perplexity"] < 0.6 * 108, "of random weights it is the vocabulary's size"
+    assert found["validation"]["perplexity"] < 0.8 * 108, "of random weights it is the vocabulary's size"
     assert found["validation"]["perplexity"] == pytest.approx(np.exp(found["validation"]["nll"]))
     saved = AutoModelForMaskedLM.from_pretrained(folder.model)
     recipe = make(architecture, **{"student.checkpoint": str(folder.model), "student.config": {}})
