@@ -116,7 +116,7 @@ def predict_all(
 
 def release_memory() -> None:
     """Give freed memory back to the system: batches of ever new shapes leave glibc's heap full of holes."""
-    gc.collect()
+    gc.collect(1)  # the youngest: a whole collection takes a second where much is imported
     with contextlib.suppress(OSError, AttributeError):  # another C library: it has no such call
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

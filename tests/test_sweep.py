@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import TINY, Write
 
-from distill import catalog, comparison, fitting, logits, recipe, stages, sweep, tracking, training
+from distill import catalog, comparison, fitting, logits, progress, recipe, stages, sweep, tracking, training
 from distill import runs as folders
 from distill.__main__ import main
 from distill.errors import DistillError, RecipeError, UsageError
@@ -293,7 +293,7 @@ def test_the_command_shows_its_plan_trains_and_ends_in_the_table(
         "--name",
         "s",
     ]
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(progress.out, "width", 120)
     assert command(monkeypatch, *asked, "--dry-run") == 0
     shown = capsys.readouterr().out
     assert "7 runs, 0 of them finished; 42 steps to make; time of one, two known after its first run" in shown
