@@ -81,7 +81,7 @@ def fine_tune(recipe: Any, corpus: Any, name: str, seed: int) -> float:
     """Fine-tune a student on the labelled reviews alone; return its accuracy on test."""
     from distill import fitting, models
     from distill.losses import Objective
-    from distill.recipe import Loss
+    from distill.schema import Loss
 
     student = recipe.student
     settings = student.train.model_copy(update={"seed": seed})

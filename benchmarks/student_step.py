@@ -21,7 +21,7 @@ from _shared import build, conclude, here, matmul_rate, reviews, say, take_turns
 from distill import padded
 from distill.batching import collate, micro_batches, steps
 from distill.losses import Objective
-from distill.recipe import Loss
+from distill.schema import Loss
 
 STEP, LENGTH = 32, 200
 EPOCH_LENGTH = 512

@@ -25,8 +25,8 @@ from distill.data import Corpus
 from distill.encoding import concatenate
 from distill.errors import UsageError
 from distill.progress import say
-from distill.recipe import Model, Recipe
 from distill.runs import RunFolder
+from distill.schema import Model, Recipe
 
 
 @dataclass(frozen=True)

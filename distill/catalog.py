@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from distill.errors import RecipeError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from distill.recipe import Model
+    from distill.schema import Model
 
 
 def _folder(package: str) -> Path:

@@ -18,7 +18,7 @@ from distill import class_weights, sources
 from distill.encoding import epoch_size
 from distill.errors import DataError
 from distill.labels import read_labels
-from distill.recipe import Data, Recipe, Split
+from distill.schema import Data, Recipe, Split
 from distill.tasks import Array, TaskSpec, check_metric
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.recipe import Model
+from distill.schema import Model
 from distill.tasks import Array
 from distill.views import cut, cut_pair
 

@@ -29,8 +29,8 @@ from distill.losses import Objective
 from distill.masking import MaskedModel
 from distill.models import Classifier
 from distill.progress import say, track
-from distill.recipe import Recipe, Train
 from distill.runs import Role, Run, RunFolder
+from distill.schema import Recipe, Train
 from distill.tasks import Floats, quality
 from distill.training import Lookup, total_steps, train
 

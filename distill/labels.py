@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill.errors import DataError, nearest
-from distill.recipe import Data, Task
+from distill.schema import Data, Task
 from distill.tasks import Array
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from distill.batching import Batch, Padding
 from distill.encoding import encode_texts
 from distill.errors import RecipeError, UsageError
 from distill.packed import Taps
-from distill.recipe import Loss
+from distill.schema import Loss
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from distill.errors import LogitsError, nearest
 from distill.files import read_json, replacing, sha256_file, sha256_json, write_json
 from distill.progress import say, track
-from distill.recipe import Cache
 from distill.runs import runs_folder
+from distill.schema import Cache
 from distill.tasks import Array, Floats, Kind, log_probabilities
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, unflatten
 
-from distill.recipe import Loss, Schedule
+from distill.schema import Loss, Schedule
 from distill.tasks import Kind
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distill.batching import Batch, micro_batches
 from distill.encoding import Encoded, Tokenizer, special_tokens
 from distill.errors import DataError, RecipeError
-from distill.recipe import Model
+from distill.schema import Model
 
 
 def pack(

@@ -22,7 +22,7 @@ from distill.batching import Batch, Padding, collate, micro_batches
 from distill.encoding import Tokenizer, encode_texts
 from distill.errors import DataError, DistillError, RecipeError
 from distill.files import read_json, replacing_folder, write_json
-from distill.recipe import Model
+from distill.schema import Model
 from distill.tasks import Floats, TaskSpec
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 
 from distill.encoding import Encoded
 from distill.errors import DataError
-from distill.recipe import Train
 from distill.runs import runs_folder
+from distill.schema import Train
 
 PERCENTILES = (5, 50, 95, 100)
 

@@ -32,8 +32,8 @@ from distill.errors import RecipeError, UsageError
 from distill.files import replacing_folder, sha256_json
 from distill.masking import HeldOut, MaskedLanguage, MaskedModel, Masking, pack
 from distill.progress import say, track
-from distill.recipe import Recipe
 from distill.runs import RunFolder
+from distill.schema import Recipe
 from distill.tasks import TaskSpec
 from distill.training import Trained, train
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill import hub
 from distill.errors import DataError, HubError, nearest
-from distill.recipe import Data
+from distill.schema import Data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -34,8 +34,8 @@ from distill.files import write_json
 from distill.losses import Objective
 from distill.models import Classifier
 from distill.progress import say
-from distill.recipe import Loss, Recipe, Student, Train
 from distill.runs import Role, RunFolder
+from distill.schema import Loss, Recipe, Student, Train
 from distill.targets import Targets, open_targets
 from distill.training import Lookup, total_steps
 

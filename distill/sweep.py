@@ -19,8 +19,8 @@ from distill import catalog, processes, runs, yaml_strict
 from distill import recipe as recipes
 from distill.errors import UsageError
 from distill.progress import duration, say
-from distill.recipe import Recipe
 from distill.runs import Role
+from distill.schema import Recipe
 
 if TYPE_CHECKING:
     from distill.data import Corpus

@@ -12,7 +12,7 @@ from distill import caching, logits, models
 from distill.calibration import Calibration, calibrate
 from distill.data import Corpus
 from distill.progress import say
-from distill.recipe import Recipe
+from distill.schema import Recipe
 from distill.tasks import Array, Floats
 from distill.training import Lookup
 

@@ -31,8 +31,8 @@ from distill.losses import Objective
 from distill.masking import MaskedLanguage, MaskedModel
 from distill.models import Classifier
 from distill.progress import track
-from distill.recipe import Train
 from distill.runs import RunFolder
+from distill.schema import Train
 from distill.tasks import Array, Floats, better
 
 Lookup = Callable[[Array], Floats]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from distill import catalog
-from distill.recipe import Student
+from distill.schema import Student
 
 if TYPE_CHECKING:
     from pathlib import Path

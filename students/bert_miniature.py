@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from distill.recipe import Student
+from distill.schema import Student
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from distill.recipe import Student
+from distill.schema import Student
 from distill.students import fnet
 
 if TYPE_CHECKING:

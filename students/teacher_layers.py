@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill.errors import RecipeError
-from distill.recipe import Student
+from distill.schema import Student
 
 if TYPE_CHECKING:
     from pathlib import Path

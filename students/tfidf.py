@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from distill.recipe import Student
+from distill.schema import Student
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill import pretrained
 from distill.errors import RecipeError
-from distill.recipe import Teacher
+from distill.schema import Teacher
 
 SHORT_TYPES = ("bert", "roberta")
 _FIELDS = (

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from distill import pretrained
-from distill.recipe import Teacher
+from distill.schema import Teacher
 from distill.tasks import TaskSpec
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from distill.recipe import Teacher
+from distill.schema import Teacher
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from distill.errors import RecipeError
-from distill.recipe import Teacher
+from distill.schema import Teacher
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from distill.recipe import Teacher
+from distill.schema import Teacher
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,8 +22,8 @@ from distill.encoding import Encoded
 from distill.errors import DataError, RecipeError
 from distill.models import Classifier, weights_hash
 from distill.packed import Taps
-from distill.recipe import Model
 from distill.rules import Blocks, BlockSparse, Full, Rule, Window
+from distill.schema import Model
 from distill.tasks import TaskSpec
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other

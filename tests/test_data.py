@@ -16,6 +16,7 @@ from conftest import documents, write_csv
 from distill import data, hub, recipe
 from distill.data import Corpus, row_id
 from distill.errors import DataError, HubError, RecipeError
+from distill.schema import Recipe
 
 DOCS = documents(60)
 CARVED = {
@@ -33,7 +34,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def make(source: Any, task: dict[str, Any] | None = None, **keys: Any) -> recipe.Recipe:
+def make(source: Any, task: dict[str, Any] | None = None, **keys: Any) -> Recipe:
     raw = {
         "description": "x",
         "task": task or {},

@@ -26,8 +26,8 @@ from distill.files import sha256_file
 from distill.live import Pair
 from distill.losses import Objective
 from distill.models import Classifier, weights_hash
-from distill.recipe import Loss, Train
 from distill.runs import RunFolder
+from distill.schema import Loss, Train
 from distill.tasks import TaskSpec
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other

@@ -21,7 +21,7 @@ from distill.files import sha256_file
 from distill.logits import Logits
 from distill.models import Classifier
 from distill.progress import Tracker
-from distill.recipe import Cache
+from distill.schema import Cache
 from distill.tasks import Floats, TaskSpec
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other

@@ -23,7 +23,7 @@ from distill.losses import (
     soft,
     value_at,
 )
-from distill.recipe import Loss, Schedule
+from distill.schema import Loss, Schedule
 from distill.tasks import Kind
 
 RNG = np.random.default_rng(0)

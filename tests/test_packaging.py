@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from distill import catalog
-from distill.recipe import Student, Teacher
+from distill.schema import Student, Teacher
 
 if sys.version_info >= (3, 11):
     import tomllib

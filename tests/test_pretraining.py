@@ -18,8 +18,8 @@ from distill import runs as folders
 from distill.errors import DataError, DistillError, HubError, RecipeError, UsageError
 from distill.masking import HeldOut, MaskedLanguage, MaskedModel, Masking, pack
 from distill.models import weights_hash
-from distill.recipe import Model, Recipe, Train
 from distill.runs import RunFolder
+from distill.schema import Model, Recipe, Train
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
 

@@ -11,6 +11,7 @@ import yaml
 
 from distill import catalog, recipe, yaml_strict
 from distill.errors import RecipeError, UsageError
+from distill.schema import Schedule, Train
 
 BASE: dict[str, Any] = {
     "description": "x",
@@ -308,7 +309,7 @@ def test_a_setting_is_typed_by_the_schema(base: str, text: str, rate: float) -> 
 def test_settings_apply_in_order_and_leave_their_neighbours(base: str) -> None:
     found = recipe.load(base, ["student.train.epochs=5", "student.train.seed=1", "student.train.seed=2"])
     assert (found.student.train.epochs, found.student.train.seed) == (5.0, 2)
-    assert found.student.train.batch_size == recipe.Train().batch_size
+    assert found.student.train.batch_size == Train().batch_size
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
@@ -450,8 +451,8 @@ def test_losses_that_are_set_on_the_command_line_read_back_from_a_dump(base: str
     found = recipe.load(base, settings)
     decoupled, soft, _ = found.student.losses
     assert (decoupled.temperature, decoupled.alpha, decoupled.beta) == (4.0, 0.5, 8.0)
-    assert soft.weight == recipe.Schedule(start=1.0, end=0.2, shape="cosine", until=0.5)
-    assert soft.temperature == recipe.Schedule(start=4.0, end=1.0)
+    assert soft.weight == Schedule(start=1.0, end=0.2, shape="cosine", until=0.5)
+    assert soft.temperature == Schedule(start=4.0, end=1.0)
     again = recipe.build(yaml_strict.parse(found.dump(), "dump"), "dump")
     assert again.student == found.student
     assert again.dump() == found.dump()

@@ -18,8 +18,8 @@ from distill import recipe as recipes
 from distill.comparison import collect, compare
 from distill.files import read_json
 from distill.models import ABOUT
-from distill.recipe import Recipe
 from distill.runs import find
+from distill.schema import Recipe
 from distill.stages import StudentJob
 from distill.tasks import METRICS
 

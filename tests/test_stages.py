@@ -25,8 +25,8 @@ from distill import recipe as recipes
 from distill import runs as folders
 from distill.errors import DataError, RecipeError, UsageError
 from distill.evaluation import Predictions, measure
-from distill.recipe import Recipe
 from distill.runs import RunFolder
+from distill.schema import Recipe
 from distill.stages import StudentJob
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other

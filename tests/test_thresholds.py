@@ -18,8 +18,8 @@ from distill import class_weights, data, fitting, models, prediction, recipe, ru
 from distill.data import Corpus
 from distill.errors import DataError
 from distill.files import read_json
-from distill.recipe import Recipe
 from distill.runs import RunFolder
+from distill.schema import Recipe
 from distill.tasks import TaskSpec
 
 tfidf = importlib.import_module("distill.students.tfidf")

@@ -22,8 +22,8 @@ from distill.errors import DataError, Diverged, Interrupted
 from distill.files import sha256_file
 from distill.losses import Objective
 from distill.models import Classifier, weights_hash
-from distill.recipe import Loss, Schedule, Train
 from distill.runs import RunFolder
+from distill.schema import Loss, Schedule, Train
 from distill.tasks import Floats, TaskSpec, quality
 from distill.training import Evaluate, Trained, learning_rate, total_steps, train
 

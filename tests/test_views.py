@@ -13,7 +13,7 @@ from conftest import BAD, GOOD, PLAIN, documents, sentence
 
 from distill.data import Rows
 from distill.encoding import Encoded, concatenate, encode, encode_texts
-from distill.recipe import Model
+from distill.schema import Model
 from distill.views import cut, cut_pair
 
 TEN = list(range(10))

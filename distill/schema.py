@@ -1,0 +1,448 @@
+"""What a recipe can say: its sections, their keys, types and defaults. Knows no file, no data and no torch.
+
+The fields of an architecture's own (a window, a block size) are declared in its file in ``teachers/`` or
+``students/``, as a class that adds to ``Teacher`` or ``Student``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializeAsAny, Tag, model_validator
+
+from distill import yaml_strict
+from distill.errors import nearest
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors; a recipe does not change once it is read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """Return a name that stands in the list more than once."""
+    return next((name for at, name in enumerate(names) if name in names[:at]), None)
+
+
+class Task(Strict):
+    """What is predicted."""
+
+    kind: Literal["single_label", "multi_label", "regression"] = "single_label"
+    labels: list[str] | None = None
+    """Class names in the order of their numbers; found in the data where absent."""
+    metric: str | None = None
+    """What selects the best checkpoint; the task's usual one where absent (see tasks.py)."""
+    class_weights: str | dict[str, Annotated[float, Field(gt=0)]] = "none"
+    """Of the hard loss: none, balanced, or numbers by label, 1 where absent (see class_weights.py)."""
+    thresholds: Literal["half", "fitted"] = "half"
+    """From which probability on a label of a multi-label task is given (see thresholds.py)."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Task:
+        twice = _twice(self.labels or [])
+        if twice is not None:
+            raise ValueError(f"labels holds {twice!r} twice")
+        if self.thresholds != "half" and self.kind != "multi_label":
+            raise ValueError(f"thresholds: {self.thresholds} needs kind: multi_label, not {self.kind}")
+        if self.class_weights != "none" and self.kind == "regression":
+            raise ValueError("class_weights has no meaning for kind: regression")
+        if isinstance(self.class_weights, str) and self.class_weights not in ("none", "balanced"):
+            raise ValueError(
+                f"class_weights: must be none, balanced or numbers by label, not {self.class_weights!r:.60}"
+            )
+        if isinstance(self.class_weights, dict) and self.labels is not None:
+            for name in self.class_weights:
+                if name not in self.labels:
+                    raise ValueError(f"class_weights: no label {name!r}{nearest(name, self.labels)}")
+        return self
+
+
+class Split(Strict):
+    """One split: a split of the source, or a part of one."""
+
+    source: str = Field(alias="from", default="train")
+    rows: Count | None = None
+    """Take this many rows, stratified by label; all that others leave where absent."""
+    fraction: Fraction | None = None
+    """Take this share of the rows instead."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Split:
+        if self.rows is not None and self.fraction is not None:
+            raise ValueError("give rows or fraction, not both")
+        return self
+
+
+class Splits(Strict):
+    """The uses of rows. ``transfer`` is text for the student alone: its labels are never read."""
+
+    train: Split = Split()
+    validation: Split = Split.model_validate({"from": "train", "fraction": 0.1})
+    test: Split = Split.model_validate({"from": "test"})
+    test_other: Split | None = None
+    """A second test split, reported beside the first: rows of another kind (MNLI's other genres)."""
+    transfer: Split | None = None
+
+
+class Unlabelled(Strict):
+    """A source of unlabelled text that joins the transfer set."""
+
+    source: str
+    """As data.source, or a .txt file with one document a line; of a hub data set, its split train. A csv is read
+    with data.columns and data.quotes."""
+    text: str | None = None
+    """The text's column; that of data.text where absent."""
+    rows: Count | None = None
+    """Draw this many of its documents; all of them where absent."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often a document is drawn in an epoch of a student's training; rows of data.source are drawn once."""
+
+
+class Data(Strict):
+    """Where rows come from and which of their columns matter."""
+
+    source: str | dict[str, str]
+    """A file, a folder of class folders, ``package://name/path``, or a hub id; or one for each split."""
+    config: str | None = None
+    """The configuration of a hub data set."""
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "folder", "hub"] = "auto"
+    columns: list[str] | None = None
+    """Column names of a csv or tsv without a header line."""
+    quotes: bool = True
+    """Whether quotes in a csv or tsv have a meaning (in GLUE's tsv files they are literal)."""
+    text: str = "text"
+    text_pair: str | None = None
+    label: str | Annotated[list[str], Field(min_length=1)] = "label"
+    """The label's column; several columns of 0 and 1 for a multi-label task."""
+    label_separator: str | None = None
+    """What stands between the labels in one column of a multi-label task."""
+    where: dict[str, str | int | float | bool | list[str | int | float | bool]] = {}
+    """Keep only rows whose column has this value, or one of these."""
+    min_words: Count | None = None
+    max_words: Count | None = None
+    blank: Literal["drop", "refuse"] = "drop"
+    """What to do with documents of white space only."""
+    deduplicate: bool = True
+    """Drop from the less held-out split what stands in test, validation or train as well."""
+    splits: Splits = Splits()
+    transfer: list[Unlabelled] = []
+    """Unlabelled text from elsewhere, beside ``splits.transfer``; ``where`` is not for it."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Data:
+        for key, names in (("label", self.label), ("columns", self.columns)):
+            twice = _twice(names) if isinstance(names, list) else None
+            if twice is not None:
+                raise ValueError(f"{key} holds {twice!r} twice")
+        return self
+
+
+class Train(Strict):
+    """How a model is trained. Sizes are of the whole job, over all processes, but for tokens_per_batch."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: Count | None = None
+    batch_size: Count = 32
+    """Documents an optimizer step; micro-batches and accumulation follow from tokens_per_batch."""
+    tokens_per_batch: Annotated[int, Field(ge=64)] = 8192
+    """Tokens of one forward pass of one process, padding included: what fits the memory."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware multiplies it, else fp16 on a GPU, else fp32."""
+    gradient_checkpointing: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    freeze_embeddings: bool = False
+    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    """How many of the lowest layers stay as they are."""
+    evaluate_every: Count | None = None
+    """Optimizer steps between two evaluations (and checkpoints); an epoch where absent."""
+    patience: Count | None = None
+    """Stop after this many evaluations without a better one."""
+    log_gradient_norms: bool = False
+    """Write ``train/gradient_norm_<term>`` beside each ``train/loss_<term>``: the norm of the unweighted term's
+    gradient by all trained weights, before clipping. Costs one more backward pass and one copy of the
+    gradients for each term at the steps that are logged, every tenth and those evaluated, and nothing at the
+    others: about 7 % of a run's time a term. What is trained stays the same to the bit."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Model(Strict):
+    """What every architecture has."""
+
+    architecture: str
+    checkpoint: str | None = None
+    """A hub id, a folder or ``package://name/path``; absent: random weights, sized by ``config``."""
+    tokenizer: str | None = None
+    """Where the tokenizer is, when not beside the checkpoint."""
+    config: dict[str, Any] = {}
+    """Fields of the transformers configuration to set."""
+    max_length: Annotated[int, Field(ge=8)] = 512
+    """Tokens of one window, special ones included."""
+    view: Literal["head", "tail", "head_tail", "chunks"] = "head"
+    """How a document longer than max_length is read (see views.py)."""
+    max_windows: Count = 8
+    """With ``chunks``: at most this many windows, the first ones."""
+    overlap: Annotated[int, Field(ge=0)] = 0
+    """With ``chunks``: tokens that neighbouring windows share."""
+    engine: Literal["packed", "stock"] = "packed"
+    """packed: without padding (see packed.py); stock: transformers' own forward pass, for comparison."""
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Model:
+        if self.overlap >= self.max_length // 2:
+            raise ValueError("overlap must be less than half of max_length")
+        return self
+
+
+class Teacher(Model):
+    """A teacher; each file in ``teachers/`` adds its own fields."""
+
+    lengthen: bool = False
+    """Make the checkpoint's positions reach max_length by tiling them (Beltagy et al. 2020, section 5)."""
+
+
+class Schedule(Strict):
+    """A number that moves with the run's steps: ``{start: 1.0, end: 0.2, shape: linear, until: 0.5}``.
+
+    It is ``start`` at the first step, ``end`` at the last step of the share ``until``, and stays there.
+    """
+
+    start: Annotated[float, Field(ge=0)]
+    end: Annotated[float, Field(ge=0)]
+    shape: Literal["linear", "cosine"] = "linear"
+    until: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of the run's steps in which it moves."""
+
+
+def _which(value: Any) -> str:
+    return "[schedule]" if isinstance(value, dict | Schedule) else "[number]"
+
+
+# The tags keep an error to the one form that was written; _explain leaves parts with brackets out.
+Scheduled = Annotated[
+    Annotated[float, Field(ge=0), Tag("[number]")] | Annotated[Schedule, Tag("[schedule]")],
+    Discriminator(_which),
+]
+
+
+def _form(value: Any) -> str:
+    return "[pairs]" if isinstance(value, list) else "[name]"
+
+
+_Pair = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+LayerMap = Annotated[
+    Annotated[Literal["uniform", "last"], Tag("[name]")]
+    | Annotated[list[_Pair], Field(min_length=1), Tag("[pairs]")],
+    Discriminator(_form),
+]
+
+
+class Loss(Strict):
+    """One term of a student's objective (see losses.py).
+
+    hard: the labels; rows without one have no such term.
+    soft: the teacher's softened probabilities, by the task's own softmax or sigmoid.
+    mse_logits: the teacher's logits.
+    dkd: the teacher's probability of the label, and how it shares out the rest among the other classes, weighed
+    apart; for single_label alone, and absent on rows without a label, as the hard term is.
+    cosine: the direction of the last layer's states.
+    hidden_mse: the states of several layers.
+    relation: how alike the queries of a window's tokens are among themselves, the keys, and the values, in the
+    student's last layer.
+    attention: where the heads of several layers look; for documents that both models read with full attention.
+
+    The last four compare the two models from inside, so that the teacher runs beside the student (see live.py):
+    it reads the student's windows, and must have its tokenizer and room for its max_length. That makes a step
+    several times as long. Such a term is a mean over a document's tokens and over its layers.
+    """
+
+    kind: Literal["hard", "soft", "mse_logits", "dkd", "cosine", "hidden_mse", "relation", "attention"]
+    weight: Scheduled = 1.0
+    """A number, or a schedule of it."""
+    temperature: Scheduled = 1.0
+    """Of soft and dkd: a number above 0, or a schedule of it."""
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    """Of dkd: the weight of the label's class against all others together."""
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """Of dkd: the weight of the other classes among themselves; published settings have 0.5 to 8. With two
+    classes there is one other, and nothing to share out."""
+    layer_map: LayerMap = "uniform"
+    """Of hidden_mse and attention: which layer of the student learns from which of the teacher. uniform: layer m
+    of M from layer m·N/M of N, rounded, embeddings (layer 0) included; last: the last from the last; or pairs,
+    ``[[student, teacher], …]``. Layers are counted from 1."""
+    project: bool = True
+    """Of cosine and hidden_mse: bridge unequal widths by a learned matrix, one for all layers of the term, that
+    is thrown away after training; without it they are refused."""
+    teacher_layer: Count | None = None
+    """Of relation: the teacher's layer, counted from 1; its last where absent. (Of a Longformer the one before
+    may be better: its classifier does not read the last layer's projections of local tokens.)"""
+    relation_heads: Count = 16
+    """Of relation: into how many parts queries, keys and values are split; must divide both models' widths, and
+    need not be the attention heads. More parts are finer relations."""
+    distance: Literal["kl", "mse"] = "kl"
+    """Of attention: kl, of the softmaxed maps; mse, of the scores before the softmax."""
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether rows without a label lack this term."""
+        return self.kind in ("hard", "dkd")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether this term learns from a teacher, by its logits or live."""
+        return self.kind != "hard"
+
+    @property
+    def needs_live(self) -> bool:
+        """Whether this term needs the teacher itself, running beside the student."""
+        return self.kind in ("cosine", "hidden_mse", "relation", "attention")
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether this term reads the teacher's logits."""
+        return self.needs_teacher and not self.needs_live
+
+    @model_validator(mode="after")
+    def _numbers_mean_something(self) -> Loss:
+        if self.kind not in ("soft", "dkd") and self.temperature != 1.0:
+            raise ValueError(f"only soft and dkd have a temperature, not {self.kind}")
+        if self.kind != "dkd" and (self.alpha, self.beta) != (1.0, 1.0):
+            raise ValueError(f"only dkd has alpha and beta, not {self.kind}")
+        own = {
+            "layer_map": ("hidden_mse", "attention"),
+            "project": ("cosine", "hidden_mse"),
+            "teacher_layer": ("relation",),
+            "relation_heads": ("relation",),
+            "distance": ("attention",),
+        }
+        for name, kinds in own.items():
+            if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of {' and '.join(kinds)}, not of {self.kind}")
+        pairs = self.layer_map if isinstance(self.layer_map, list) else []
+        if self.kind == "attention" and any(0 in pair for pair in pairs):
+            raise ValueError("layer_map: the embeddings (0) have no attention")
+        moved = self.temperature
+        if not (moved if isinstance(moved, float) else min(moved.start, moved.end)):
+            raise ValueError("temperature must be greater than 0")
+        return self
+
+
+class Student(Model):
+    """A student; each file in ``students/`` adds its own fields."""
+
+    losses: Annotated[list[Loss], Field(min_length=1)] = [
+        Loss(kind="soft", temperature=2.0),
+        Loss(kind="hard", weight=0.5),
+    ]
+    ensemble: Literal["mean_logits", "mean_log_probs"] = "mean_logits"
+    """How several teachers' logits become one target."""
+    calibrate: bool = False
+    """Divide the target's logits by the temperature that gives the validation labels the least NLL, before any
+    term reads them (Guo et al. 2017); a term's own temperature comes on top. Not for regression."""
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether a term of its objective goes without labels."""
+        return not all(term.needs_label for term in self.losses)
+
+
+class Cache(Strict):
+    """How logits are written down."""
+
+    rows_per_shard: Count = 4096
+    tokens_per_batch: Annotated[int, Field(ge=64)] = 16384
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["float32", "float16"] = "float32"
+    splits: list[Literal["train", "validation", "transfer"]] = ["train", "validation", "transfer"]
+
+
+class Evaluation(Strict):
+    """How a finished model is measured."""
+
+    length_buckets: list[Count] = [100, 200, 400, 800]
+    """Edges, in words, of the groups of documents that are reported apart."""
+    tokens_per_batch: Annotated[int, Field(ge=64)] = 16384
+
+
+class Pretraining(Strict):
+    """Masked-language-model pre-training of the student (see pretraining.py), before it learns the task."""
+
+    corpus: list[str] = []
+    """Sources of text beside the recipe's train and transfer rows: as data.source, or a .txt file with one
+    document a line; their text's column is data.text."""
+    masked: Annotated[float, Field(gt=0, le=0.4)] = 0.15
+    """The share of a window's tokens that is predicted (Devlin et al. 2019)."""
+    train: Train = Train(
+        epochs=10.0, batch_size=128, tokens_per_batch=16384, learning_rate=5e-4, warmup_steps=500
+    )
+    """Documents here are windows of student.max_length tokens."""
+
+    @model_validator(mode="after")
+    def _without_labels(self) -> Pretraining:
+        if self.train.label_smoothing:
+            raise ValueError("train.label_smoothing has no meaning for pretraining")
+        return self
+
+
+class Recipe(Strict):
+    """A whole run, resolved: every default written out."""
+
+    description: str
+    experiment: str = "distill"
+    """The MLflow experiment."""
+    task: Task = Task()
+    data: Data
+    teacher: SerializeAsAny[Teacher]
+    cache: Cache = Cache()
+    student: SerializeAsAny[Student]
+    pretraining: Pretraining = Pretraining()
+    evaluation: Evaluation = Evaluation()
+
+    def dump(self) -> str:
+        """Write the recipe as YAML, all defaults included; reading it gives the same recipe."""
+        return yaml_strict.dump(self.model_dump(mode="json", by_alias=True))
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        if self.data.text_pair and {self.teacher.view, self.student.view} != {"head"}:
+            raise ValueError("text pairs are read with view: head")
+        if isinstance(self.data.label, list) and self.task.kind != "multi_label":
+            raise ValueError(f"several label columns need task.kind: multi_label, not {self.task.kind}")
+        for section, model in (("teacher", self.teacher), ("student", self.student)):
+            if self.task.kind == "regression" and model.train.label_smoothing:
+                raise ValueError(f"{section}.train.label_smoothing has no meaning for task.kind: regression")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_fit_the_task(self) -> Recipe:
+        for number, term in enumerate(self.student.losses):
+            if term.kind == "dkd" and self.task.kind != "single_label":
+                raise ValueError(
+                    f"student.losses.{number}: dkd needs one right class for each row, which task.kind: "
+                    f"{self.task.kind} does not have; take kind: soft"
+                )
+            missing = {"tfidf": "tfidf has no layers", "stock": "engine: stock shows no layers"}
+            for found in (self.student.architecture, self.student.engine):
+                if term.needs_live and found in missing:
+                    raise ValueError(
+                        f"student.losses.{number}: {term.kind} compares layers, and {missing[found]}; "
+                        "take kind: soft" + (", or engine: packed" if found == "stock" else "")
+                    )
+        if self.student.calibrate and self.task.kind == "regression":
+            raise ValueError("student.calibrate has no meaning for task.kind: regression")
+        if self.student.calibrate and "validation" not in self.cache.splits:
+            raise ValueError(
+                "student.calibrate needs the teacher's logits of validation; add it to cache.splits"
+            )
+        return self
