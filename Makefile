@@ -1,4 +1,4 @@
-# make demo   sets up, and runs the main job on real film reviews: 10 to 13 minutes on two cores
+# make demo   sets up, and runs the main job on real film reviews: 8 to 10 minutes on two cores
 # make test   sets up, and runs the tests
 # make check  sets up, and runs the formatter, the linter and the type checker
 # make clean  removes what the others made; your runs stay
