@@ -319,6 +319,21 @@ def test_bigbird_without_random_blocks_equals_full_attention_under_its_mask(
         torch.testing.assert_close(found[start : start + length], expected.transpose(0, 1).flatten(1))
 
 
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_dropout_drops_its_share_enlarges_the_rest_and_repeats_with_the_seed(probability: float) -> None:
+    ones = torch.ones(1001, 100, requires_grad=True)
+    torch.manual_seed(0)
+    found = attention.drop(ones, probability)
+    kept = found != 0
+    assert abs(1 - float(kept.float().mean()) - probability) < 0.01
+    torch.testing.assert_close(found[kept], torch.full_like(found[kept], 1 / (1 - probability)))
+    (gradient,) = torch.autograd.grad(found.sum(), ones)
+    assert torch.equal(gradient, found), "a weight that was dropped learns nothing"
+    torch.manual_seed(0)
+    assert torch.equal(attention.drop(ones, probability), found)
+    assert attention.drop(ones, 0.0) is ones
+
+
 RULES: dict[str, Rule] = {
     "full": Full(),
     "window": Window(4, 2, chunk=8),
