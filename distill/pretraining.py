@@ -28,7 +28,7 @@ from distill import (
 )
 from distill.data import Rows
 from distill.encoding import TOKENIZED_AT_ONCE, Encoded, Tokenizer
-from distill.errors import RecipeError, UsageError
+from distill.errors import RecipeError
 from distill.files import replacing_folder, sha256_json
 from distill.masking import HeldOut, MaskedLanguage, MaskedModel, Masking, pack
 from distill.progress import say, track
@@ -202,11 +202,7 @@ def pretrain(
     Returns:
         The finished run.
     """
-    if name is not None:
-        runs.refuse_taken(name)
-    folder = runs.find(resume) if resume else None
-    if folder is not None and folder.read().status == "finished":
-        raise UsageError(f"{folder.name} has finished already; there is nothing to resume")
+    folder = runs.begin_or_resume(name, resume)
     material = _prepare(recipe)
     settings = recipe.pretraining.train
     planning.require_disk(fitting.cost_of(material.model, settings, material.windows).disk)

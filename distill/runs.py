@@ -235,6 +235,20 @@ def _taken(name: str) -> UsageError:
     return UsageError(f"run {name} exists already; take another --name, or --resume {name}")
 
 
+def begin_or_resume(name: str | None, resume: str | None) -> RunFolder | None:
+    """Return the run that is to be gone on with; None where a new one begins.
+
+    Raises:
+        UsageError: the new one's name is taken, or the old one has finished.
+    """
+    if name is not None:
+        refuse_taken(name)
+    folder = find(resume) if resume else None
+    if folder is not None and folder.read().status == "finished":
+        raise UsageError(f"{folder.name} has finished already; there is nothing to resume")
+    return folder
+
+
 def refuse_taken(name: str) -> None:
     """Raise UsageError when a name is no name for a run, or another run has it."""
     if (runs_folder() / check_name(name)).exists():

@@ -74,11 +74,7 @@ def train_teacher(
     Returns:
         The finished run.
     """
-    if name is not None:
-        runs.refuse_taken(name)
-    folder = runs.find(resume) if resume else None
-    if folder is not None and folder.read().status == "finished":
-        raise UsageError(f"{folder.name} has finished already; there is nothing to resume")
+    folder = runs.begin_or_resume(name, resume)
     corpus, model = _untrained_teacher(recipe)
     settings = recipe.teacher.train
     encoded = {
