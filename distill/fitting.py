@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill import (
+    base_rates,
     data,
     inference,
     models,
@@ -143,6 +144,10 @@ def fit(
     precision = _precision(settings)
     accelerator = inference.make_accelerator(precision)
     processes.check(accelerator)
+    if corpus.task.kind == "multi_label":
+        labels = corpus.splits["train"].labels
+        assert labels is not None
+        base_rates.begin(model.model, labels, objective.class_weights)
     initial = models.weights_hash(model.model)
     meaning = {
         "recipe": folder.recipe.read_text(encoding="utf-8"),

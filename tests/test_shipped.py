@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, sentence
+from scipy.special import expit
 
 from distill import catalog, stages, tracking, training
 from distill import recipe as recipes
 from distill.comparison import collect, compare
+from distill.evaluation import Predictions
 from distill.files import read_json
 from distill.models import ABOUT
 from distill.runs import find
@@ -109,3 +111,6 @@ def test_a_shipped_recipe_runs_to_its_comparison(
         assert ("macro_f1_fitted" in row.figures) == fitted
         for run in row.runs:
             assert ("thresholds" in read_json(find(run).model / ABOUT)["task"]) == fitted
+    if recipe.task.kind == "multi_label":  # after two steps a head still says how often each label occurs
+        told = Predictions.load(find("t").predictions)
+        assert expit(told.logits).mean() == pytest.approx(told.labels.mean(), abs=0.1)
