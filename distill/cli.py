@@ -99,6 +99,14 @@ def pretrain(
             help="Text beside the recipe's own: a .txt with a document a line, a csv, … Repeatable.",
         ),
     ] = None,
+    teacher: Annotated[
+        Optional[str],
+        typer.Option(
+            "--teacher",
+            "-t",
+            help="A masked language model to learn from: a run of pretrain, a folder or a hub id.",
+        ),
+    ] = None,
     set_: SetOption = None,
     name: NameOption = None,
     resume: ResumeOption = None,
@@ -111,7 +119,7 @@ def pretrain(
     if (recipe is None) == (resume is None):
         raise UsageError("give --recipe to begin a run, or --resume to go on with one")
     if resume is not None:
-        if student or corpus or set_ or name:
+        if student or corpus or teacher or set_ or name:
             raise UsageError("--resume goes on with what the run was asked for: leave the other options out")
         run = runs.find(resume).read()
         if run.role != "pretrained":
@@ -119,7 +127,9 @@ def pretrain(
         found = recipes.load(str(runs.find(resume).recipe))
         recipe_name, model = run.recipe, run.model
     else:
-        settings = [*(set_ or []), *([f"pretraining.corpus={json.dumps(corpus)}"] if corpus else [])]
+        wished = {"corpus": corpus, "teacher": teacher}
+        settings = [f"pretraining.{key}={json.dumps(value)}" for key, value in wished.items() if value]
+        settings = [*(set_ or []), *settings]
         found = recipes.load(recipe or "", settings, student)
         recipe_name, model = recipe or "", student or found.student.architecture
     if name is not None:

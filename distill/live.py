@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill import losses, models
 from distill.attention import Layout
 from distill.batching import Batch, Padding
-from distill.encoding import encode_texts
+from distill.encoding import Tokenizer, encode_texts
 from distill.errors import RecipeError, UsageError
 from distill.packed import Taps
 from distill.schema import Loss
@@ -68,18 +68,10 @@ def check_reading(student: Classifier, teacher: Classifier, rows: Sequence[tuple
     Raises:
         RecipeError: the tokenizers differ, or the teacher has no room for the student's windows.
     """
-    room, wanted = teacher.config.max_length, student.config.max_length
-    if wanted > room:
-        raise RecipeError(
-            f"student.max_length is {wanted}, and the teacher beside it reads {room} tokens; "
-            f"set student.max_length={room}"
-        )
-    ours, theirs = (model.tokenizer.get_vocab() for model in (student, teacher))
-    word = next((word for word in theirs if ours.get(word) != theirs[word]), None)
+    check_room(student.config.max_length, teacher.config.max_length)
+    shown = difference(student.tokenizer, teacher.tokenizer)
     read, heard = (encode_texts(model.tokenizer, [rows], student.config) for model in (student, teacher))
-    same = len(ours) == len(theirs) and word is None and np.array_equal(read.token_ids, heard.token_ids)
-    if not same:
-        shown = f" ({word!r:.30} is {theirs[word]}, not {ours.get(word)})" if word is not None else ""
+    if shown or not np.array_equal(read.token_ids, heard.token_ids):
         raise RecipeError(
             f"student.losses: student and teacher must have one tokenizer, and theirs differ{shown}; "
             "take terms of logits, or the teacher's tokenizer"
@@ -89,6 +81,34 @@ def check_reading(student: Classifier, teacher: Classifier, rows: Sequence[tuple
             "student.losses: the student's tokenizer does not tell the texts of a pair apart, as the teacher's does; "
             "take terms of logits"
         )
+
+
+def check_room(wanted: int, room: int) -> None:
+    """Raise RecipeError when the student's windows have more tokens than the teacher reads."""
+    if wanted > room:
+        raise RecipeError(
+            f"student.max_length is {wanted}, and the teacher beside it reads {room} tokens; "
+            f"set student.max_length={room}"
+        )
+
+
+def check_project(term: Loss, where: str, ours: int, theirs: int) -> None:
+    """Raise RecipeError when states of unequal widths are to be compared as they are."""
+    if ours != theirs and not term.project:
+        raise RecipeError(
+            f"{where}: the student's states are {ours} wide and the teacher's {theirs}; set project: true"
+        )
+
+
+def difference(student: Tokenizer, teacher: Tokenizer) -> str:
+    """Say in brackets what token of two vocabularies is not the same one, the teacher's first; nothing if all are."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    word = min(
+        (word for word in theirs if ours.get(word) != theirs[word]), key=theirs.__getitem__, default=None
+    )
+    if word is not None:
+        return f" ({word!r:.30} is {theirs[word]}, not {ours.get(word)})"
+    return f" ({len(theirs):,} tokens, not {len(ours):,})" if len(ours) != len(theirs) else ""
 
 
 def layer_pairs(term: Loss, student: int, teacher: int) -> list[tuple[int, int]]:
@@ -243,10 +263,7 @@ class Pair(nn.Module):
                 continue
             (at, to), *_ = self.pairs[number]  # all layers of a model are as wide as one
             ours, wanted = found[0].states[at].shape[1], found[1].states[to].shape[1]
-            if ours != wanted and not term.project:
-                raise RecipeError(
-                    f"{where}: the student's states are {ours} wide and the teacher's {wanted}; set project: true"
-                )
+            check_project(term, where, ours, wanted)
             if ours != wanted:
                 result[str(number)] = nn.Linear(ours, wanted, bias=False)
         return result

@@ -216,13 +216,17 @@ class Objective:
         """Return a term's weight at this step."""
         return value_at(term.weight, self.step, self.total)
 
+    def temperature(self, term: Loss) -> float:
+        """Return a term's temperature at this step."""
+        return value_at(term.temperature, self.step, self.total)
+
     def per_document(self, term: Loss, logits: Tensor, batch: Batch) -> Tensor:
         """Compute one term, unweighted, ``(documents,)``; 0 for documents without the label it needs.
 
         Those that need a live teacher are computed in live.py, beside the models.
         """
         assert not term.needs_live, "a term of the models' inside is not a function of logits"
-        temperature = value_at(term.temperature, self.step, self.total)
+        temperature = self.temperature(term)
         if term.kind == "hard":
             weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
             values = hard(self.kind, logits, batch.labels, self.label_smoothing, weights)

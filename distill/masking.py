@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from distill.batching import Batch, micro_batches
 from distill.encoding import Encoded, Tokenizer, special_tokens
 from distill.errors import DataError, RecipeError
-from distill.schema import Model
+from distill.losses import Objective
+from distill.schema import Loss, Model
+from distill.tasks import Kind
 
 
 def pack(
@@ -64,7 +66,7 @@ def pack(
         full_length=np.full(count, max_length, np.int32),
         row_id=np.arange(count, dtype=np.int64),
         labels=np.zeros(count, np.int64),
-        labelled=np.zeros(count, bool),
+        labelled=np.ones(count, bool),
     )
 
 
@@ -141,16 +143,26 @@ class MaskedModel(nn.Module):
 
         The draws come from PyTorch's global generator, which the loop seeds from (seed, step, rank).
         """
-        masked = self.masking(batch.token_ids.cpu().view(batch.size, -1))
-        return _loss(self.predict(masked), masked).mean(1)
+        masked = self.hide(batch)
+        return hard(self.predict(masked), masked).mean(1)
+
+    def hide(self, batch: Batch) -> Masked:
+        """Hide tokens of a batch's windows anew."""
+        return self.masking(batch.token_ids.cpu().view(batch.size, -1))
 
     def predict(self, masked: Masked) -> Tensor:
         """Compute logits ``(windows, predicted, vocabulary)``; the head sees no other token's state."""
+        return self.predict_and_show(masked)[0]
+
+    def predict_and_show(self, masked: Masked) -> tuple[Tensor, Tensor]:
+        """Compute the logits, and show the last layer's states of all tokens, ``(windows, length, width)``."""
         device = next(self.model.parameters()).device
         positions = masked.positions.to(device).unsqueeze(2)
+        shown: list[Tensor] = []
 
         def choose(encoder: nn.Module, arguments: Any, output: Any) -> Any:
             states = output.last_hidden_state
+            shown.append(states)
             output.last_hidden_state = states.gather(1, positions.expand(-1, -1, states.shape[2]))
             return output
 
@@ -160,45 +172,30 @@ class MaskedModel(nn.Module):
             logits: Tensor = self.model(input_ids=masked.token_ids.to(device)).logits.float()
         finally:
             hook.remove()
-        return logits
+        return logits, shown[0]
 
 
-def _loss(logits: Tensor, masked: Masked) -> Tensor:
+def hard(logits: Tensor, masked: Masked) -> Tensor:
     """Cross-entropy of each predicted token, ``(windows, predicted)``."""
     targets = masked.targets.to(logits.device)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
 @dataclass(frozen=True)
-class MaskedLanguage:
-    """The objective, in the form in which the loop knows objectives: one term, which the model has computed."""
+class MaskedLanguage(Objective):
+    """The objective: the hard term alone, or with a teacher's beside it (see masked_live.py)."""
 
-    names: Sequence[str] = ("mlm",)
-    needs_label: bool = False
-    needs_logits: bool = False
-    needs_live: bool = False
+    kind: Kind = "single_label"
+    terms: Sequence[Loss] = (Loss(kind="hard"),)
 
     @property
-    def terms(self) -> Sequence[Any]:
-        """The one term."""
-        return [self]
+    def names(self) -> list[str]:
+        """The name under which each term is logged; the hard one is ``mlm``."""
+        return [name.replace("hard", "mlm") for name in super().names]
 
-    def at(self, step: int, total: int) -> MaskedLanguage:
-        """Return the objective of a step: always the same."""
-        return self
-
-    @property
-    def scheduled(self) -> dict[str, float]:
-        """Nothing moves."""
-        return {}
-
-    def weight(self, term: Any) -> float:
-        """Return 1."""
-        return 1.0
-
-    def per_document(self, term: Any, losses: Tensor, batch: Batch) -> Tensor:
-        """Return the losses of the windows, ``(windows,)``."""
-        return losses
+    def per_document(self, term: Loss, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the hard term, which the model has computed where others give logits, ``(windows,)``."""
+        return logits
 
 
 class HeldOut:
@@ -224,7 +221,7 @@ class HeldOut:
             with torch.inference_mode(), accelerator.autocast():
                 logits = model.predict(masked)
             right = logits.argmax(2).cpu() == masked.targets
-            sums += torch.stack([_loss(logits, masked).sum().cpu(), right.sum()]).double()
+            sums += torch.stack([hard(logits, masked).sum().cpu(), right.sum()]).double()
         model.train(training)
         if accelerator.num_processes > 1:
             sums = accelerator.reduce(sums.float().to(accelerator.device), "sum").cpu()

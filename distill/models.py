@@ -261,15 +261,18 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
 
     quiet()
     about = read_settings(folder)
+    module: ModuleType | SimpleNamespace | None = None
+    if about:
+        module = catalog.load(about["section"], about["model"]["architecture"])
+        if hasattr(module, "register"):  # a type of our own
+            module.register()
     try:
         hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if not about and not any("SequenceClassification" in a for a in hf_config.architectures or []):
             raise DataError(
                 f"{folder}: not a fine-tuned classifier ({', '.join(hf_config.architectures or ['?'])})"
             )
-        module: ModuleType | SimpleNamespace | None
-        if about:
-            module = catalog.load(about["section"], about["model"]["architecture"])
+        if about and module:
             own: Model = module.Config.model_validate(about["model"])
             task = TaskSpec(about["task"]["kind"], tuple(about["task"]["labels"]), about["task"]["metric"])
         else:

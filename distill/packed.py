@@ -143,24 +143,31 @@ def add(output: Any, states: Tensor, residual: Tensor) -> Tensor:
 
 
 def bert_layers(model: Any, rule: Callable[[int], Rule], global_tokens: int) -> list[Layer]:
-    """Take apart the layers of a BERT, RoBERTa, BigBird or Longformer, which bear the same names."""
+    """Take apart the layers of a BERT, RoBERTa, BigBird or Longformer, which bear the same names.
+
+    What stands in an attention's place and is a :class:`Mixing` itself is taken as it is.
+    """
     settings = model.config
     act = activation(settings.hidden_act)
     dropout = settings.attention_probs_dropout_prob if model.training else 0.0
 
-    def layer_of(number: int, layer: Any) -> Layer:
-        own = layer.attention.self
+    def mixing_of(number: int, own: Any) -> Mixing:
+        if hasattr(own, "everywhere"):
+            return own  # type: ignore[no-any-return]
         readers = (
             (own.query_global, own.key_global, own.value_global) if hasattr(own, "query_global") else None
         )
+        return Attention(
+            (own.query, own.key, own.value), settings.num_attention_heads, rule(number), dropout, readers, global_tokens
+        )  # fmt: skip
+
+    def layer_of(number: int, layer: Any) -> Layer:
         return Layer(
-            Attention(
-                (own.query, own.key, own.value), settings.num_attention_heads, rule(number), dropout, readers, global_tokens
-            ),
+            mixing_of(number, layer.attention.self),
             lambda context, states: add(layer.attention.output, context, states),
             lambda states: add(layer.output, act(layer.intermediate.dense(states)), states),
             layer.gradient_checkpointing,
-        )  # fmt: skip
+        )
 
     return [layer_of(number, layer) for number, layer in enumerate(model.base_model.encoder.layer)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 
 from distill import (
+    caching,
     catalog,
     data,
     fitting,
     hub,
     inference,
+    masked_live,
     models,
     planning,
     processes,
@@ -30,6 +33,7 @@ from distill.data import Rows
 from distill.encoding import TOKENIZED_AT_ONCE, Encoded, Tokenizer
 from distill.errors import RecipeError
 from distill.files import replacing_folder, sha256_json
+from distill.masked_live import MaskedPair
 from distill.masking import HeldOut, MaskedLanguage, MaskedModel, Masking, pack
 from distill.progress import say, track
 from distill.runs import RunFolder
@@ -51,6 +55,8 @@ class _Material:
     """Windows of the validation rows."""
     fingerprint: str
     """Hash of all row ids."""
+    pair: MaskedPair | None
+    """The model with its teacher beside it, where it has one."""
 
 
 def read(recipe: Recipe) -> tuple[Rows, Rows]:
@@ -88,8 +94,10 @@ def read(recipe: Recipe) -> tuple[Rows, Rows]:
     return data.join(parts), corpus.splits["validation"]
 
 
-def build(recipe: Recipe) -> MaskedModel:
+def build(recipe: Recipe, teacher: Path | None = None) -> MaskedModel:
     """Make the student with a masked-language-model head, from its checkpoint or with random weights.
+
+    ``teacher`` is the teacher's model folder or hub id, for students that take something from it.
 
     Raises:
         RecipeError: transformers has no such head for it, or what :func:`distill.models.build` refuses.
@@ -101,11 +109,11 @@ def build(recipe: Recipe) -> MaskedModel:
     module = catalog.load("student", student.architecture)
     if not hasattr(module, "build"):
         raise RecipeError(f"student.architecture: {student.architecture} has no masked-language-model head")
-    tokenizer = _tokenizer(recipe)
+    tokenizer = _tokenizer(recipe, teacher)
     masking = Masking(tokenizer, recipe.pretraining.masked)
     torch.manual_seed(recipe.pretraining.train.seed)
     # The architecture's own file checks the checkpoint and the length, and sizes what has none.
-    classifier = module.build(student, TaskSpec("single_label", ("0", "1"), "accuracy"), tokenizer)
+    classifier = module.build(student, TaskSpec("single_label", ("0", "1"), "accuracy"), tokenizer, teacher)
     if type(classifier.config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise RecipeError(
             f"student.architecture: transformers has no masked-language-model head for {student.architecture}"
@@ -138,10 +146,10 @@ def _fill(model: Any, weights: Mapping[str, Tensor]) -> None:
     model.load_state_dict(placed, strict=False)
 
 
-def _tokenizer(recipe: Recipe) -> Tokenizer:
+def _tokenizer(recipe: Recipe, teacher: Path | None) -> Tokenizer:
     """Load the student's tokenizer, the teacher's where it has none of its own."""
-    if recipe.student.tokenizer or recipe.student.checkpoint:
-        return models.load_tokenizer(recipe.student, "student")
+    if recipe.student.tokenizer or recipe.student.checkpoint or teacher:
+        return models.load_tokenizer(recipe.student, "student", teacher)
     if recipe.teacher.tokenizer or recipe.teacher.checkpoint:
         return models.load_tokenizer(recipe.teacher, "teacher")
     return models.load_tokenizer(recipe.student, "student")  # which says what is missing
@@ -165,7 +173,7 @@ def _prepare(recipe: Recipe) -> _Material:
         hub.checkpoint(
             recipe.student.checkpoint, "student.checkpoint"
         )  # before the data, which may take long
-    model = build(recipe)
+    model, pair = _with_teacher(recipe)
     rows, validation = read(recipe)
     windows, held_out = _pack(model, rows, "corpus"), _pack(model, validation, "validation")
     say(
@@ -173,7 +181,24 @@ def _prepare(recipe: Recipe) -> _Material:
         f"validation: {len(held_out):,} windows"
     )
     digest = sha256_json([rows.row_id.tolist(), validation.row_id.tolist()])
-    return _Material(model, windows, held_out, digest)
+    return _Material(model, windows, held_out, digest, pair)
+
+
+def _with_teacher(recipe: Recipe) -> tuple[MaskedModel, MaskedPair | None]:
+    """Make the student, and put its teacher beside it where it has one."""
+    settings = recipe.pretraining
+    if settings.teacher is None:
+        return build(recipe), None
+    runs.refuse_unfinished(settings.teacher)
+    where = caching.find_teacher(settings.teacher, masked_live.KEY).model
+    model = build(recipe, Path(where))
+    teacher = masked_live.load_teacher(where, model)
+    ours, theirs = (one.model.get_input_embeddings().weight for one in (model, teacher))
+    if recipe.student.checkpoint is None and torch.equal(ours, theirs):
+        # A student that is cut out of its teacher has its head as well, which reads those embeddings.
+        inside = f"{teacher.model.base_model_prefix}."
+        _fill(model.model, {n: w for n, w in teacher.model.state_dict().items() if not n.startswith(inside)})
+    return model, MaskedPair(model, teacher, settings.losses, settings.train.seed)
 
 
 def plan(recipe: Recipe) -> fitting.Plan:
@@ -208,8 +233,9 @@ def pretrain(
     planning.require_disk(fitting.cost_of(material.model, settings, material.windows).disk)
     if folder is None:
         folder = fitting.new_run(
-            runs.claim(name), "pretrained", recipe, recipe_name, seed=settings.seed, model=student
-        )
+            runs.claim(name), "pretrained", recipe, recipe_name, seed=settings.seed, model=student,
+            teachers=[recipe.pretraining.teacher] if recipe.pretraining.teacher else [],
+        )  # fmt: skip
     with fitting.working(folder):
         _fit(folder, recipe, material)
     return folder
@@ -228,18 +254,21 @@ def _fit(folder: RunFolder, recipe: Recipe, material: _Material) -> None:
         "processes": accelerator.num_processes,
     }
     meaning = {"recipe": folder.recipe.read_text(encoding="utf-8"), **facts}
+    if material.pair is not None:
+        meaning["live teacher's weights"] = models.weights_hash(material.pair.teacher.model)
     if accelerator.is_main_process:
         folder.update(facts=folder.read().facts | facts)
         tracking.sync(folder)
     held_out = HeldOut(material.held_out, model.masking)
+    objective = MaskedLanguage(terms=recipe.pretraining.losses)
 
     def evaluate(model: MaskedModel) -> dict[str, float]:
         return held_out.measure(model, recipe.evaluation.tokens_per_batch, accelerator)
 
     with fitting.reporting_memory():
         done = train(
-            model, material.windows, MaskedLanguage(), settings, evaluate, "nll", folder, accelerator, meaning,
-            on_evaluation=lambda: tracking.sync(folder),
+            model, material.windows, objective, settings, evaluate, "nll", folder, accelerator, meaning,
+            on_evaluation=lambda: tracking.sync(folder), pair=material.pair,
         )  # fmt: skip
         found = evaluate(model)
     if accelerator.is_main_process:

@@ -375,9 +375,28 @@ class Evaluation(Strict):
     tokens_per_batch: Annotated[int, Field(ge=64)] = 16384
 
 
+def _masked_terms(settings: dict[str, Any]) -> list[Loss]:
+    """Take the published weights where there is a teacher (Sanh et al. 2019)."""
+    if settings.get("teacher") is None:
+        return [Loss(kind="hard")]
+    return [
+        Loss(kind="soft", weight=5.0, temperature=2.0),
+        Loss(kind="hard", weight=2.0),
+        Loss(kind="cosine"),
+    ]
+
+
 class Pretraining(Strict):
     """Masked-language-model pre-training of the student (see pretraining.py), before it learns the task."""
 
+    teacher: str | None = None
+    """A masked language model that runs beside the student on the same masked windows: a run of distill pretrain,
+    a folder, ``package://name/path`` or a hub id. It must have the student's vocabulary, and room for its
+    max_length."""
+    losses: Annotated[list[Loss], Field(min_length=1)] = Field(default_factory=_masked_terms)
+    """hard: what was masked. soft: the teacher's softened probabilities of the vocabulary, at the predicted tokens.
+    cosine: the direction of the last layer's states, of all tokens. With a teacher: soft (weight 5, temperature 2),
+    hard (2) and cosine (1), as DistilBERT was made; without one hard alone."""
     corpus: list[str] = []
     """Sources of text beside the recipe's train and transfer rows: as data.source, or a .txt file with one
     document a line; their text's column is data.text."""
@@ -392,6 +411,19 @@ class Pretraining(Strict):
     def _without_labels(self) -> Pretraining:
         if self.train.label_smoothing:
             raise ValueError("train.label_smoothing has no meaning for pretraining")
+        return self
+
+    @model_validator(mode="after")
+    def _terms_fit(self) -> Pretraining:
+        for number, term in enumerate(self.losses):
+            if term.kind not in ("soft", "hard", "cosine"):
+                raise ValueError(
+                    f"losses.{number}: {term.kind} has no meaning for pretraining; take soft, hard or cosine"
+                )
+            if term.needs_teacher and self.teacher is None:
+                raise ValueError(f"losses.{number}: {term.kind} needs a teacher; set pretraining.teacher")
+        if self.teacher is not None and not any(term.needs_teacher for term in self.losses):
+            raise ValueError("no term of losses learns from the teacher; add soft or cosine")
         return self
 
 

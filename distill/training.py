@@ -28,7 +28,8 @@ from distill.gradients import TermGradients
 from distill.inference import release_memory
 from distill.live import Pair
 from distill.losses import Objective
-from distill.masking import MaskedLanguage, MaskedModel
+from distill.masked_live import MaskedPair
+from distill.masking import MaskedModel
 from distill.models import Classifier
 from distill.progress import track
 from distill.runs import RunFolder
@@ -115,7 +116,7 @@ def make_optimizer(model: torch.nn.Module, settings: Train) -> torch.optim.Optim
 def train(
     model: Classifier | MaskedModel,
     data: Encoded,
-    objective: Objective | MaskedLanguage,
+    objective: Objective,
     settings: Train,
     evaluate: Evaluate,
     metric: str,
@@ -124,7 +125,7 @@ def train(
     meaning: dict[str, Any],
     lookup: Lookup | None = None,
     on_evaluation: Callable[[], object] = lambda: None,
-    pair: Pair | None = None,
+    pair: Pair | MaskedPair | None = None,
 ) -> Trained:
     """Train a model; it holds the weights of its best evaluation afterwards.
 
@@ -246,11 +247,11 @@ def _any_rank(asked: bool, accelerator: Any) -> bool:
 
 def _step(
     wrapped: Any,
-    model: Classifier | Pair | MaskedModel,
+    model: Classifier | Pair | MaskedModel | MaskedPair,
     data: Encoded,
     documents: Array,
     lengths: Array,
-    objective: Objective | MaskedLanguage,
+    objective: Objective,
     settings: Train,
     optimizer: Any,
     accelerator: Any,
@@ -276,11 +277,11 @@ def _step(
         batch = collate(data, indices, logits).to(accelerator.device)
         last = at == len(parts) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
-            found = wrapped(batch)
-            student, live = found if isinstance(model, Pair) else (found, {})
+            found = wrapped(batch, objective) if isinstance(model, MaskedPair) else wrapped(batch)
+            student, live = found if isinstance(model, Pair | MaskedPair) else (found, {})
             loss: Tensor = (student.sum() + sum(values.sum() for values in live.values())) * 0.0
             for number, (term, count) in enumerate(zip(objective.terms, counts, strict=True)):
-                each = live[number] if term.needs_live else objective.per_document(term, student, batch)
+                each = live[number] if number in live else objective.per_document(term, student, batch)
                 value = each.sum() / count
                 if not idle:
                     sums[number] += value.detach()

@@ -40,6 +40,7 @@ def build(kind: Any, made: Any, teacher: Path | None, max_length: int, lengthen:
     key = "student.init: teacher_embeddings"
     if teacher is None:
         raise RecipeError(f"{key} needs a teacher")
+    pretrained.read_config(str(teacher), "teacher")  # which says what cannot be read
     source, info = AutoModel.from_pretrained(str(teacher), output_loading_info=True)
     pretrained.refuse_missing(info["missing_keys"], str(teacher), "teacher")
     found = getattr(source, "embeddings", None)

@@ -3,13 +3,17 @@
 Embeddings, feed-forward halves, norms and pooler are the checkpoint's; the projections of the attention are left
 out. What comes of it is transformers' FNet to the letter, and is saved as one: the projection that FNet has behind
 its embeddings is the identity. The feed-forward halves never saw what the transform gives them: it must be trained
-for longer than a BERT is. The hybrid of that paper, attention in the last layers, has no class in transformers
-that could read it, and is not here.
+for longer than a BERT is.
+
+With ``attention_layers`` it is that paper's hybrid, whose last layers keep the checkpoint's attention. transformers
+has no class for that: such a folder is read by distill alone (see _fnet_hybrid.py).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from distill.schema import Student
 from distill.students import fnet
@@ -17,9 +21,13 @@ from distill.students import fnet
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
+    from distill.batching import Batch
+    from distill.packed import Taps
     from distill.tasks import TaskSpec
 
-padding, forward, stock = fnet.padding, fnet.forward, fnet.stock
+padding, stock = fnet.padding, fnet.stock
 
 
 class Config(Student):
@@ -31,6 +39,16 @@ class Config(Student):
     """Make the positions reach max_length by tiling them (Beltagy et al. 2020, section 5)."""
     transform: Literal["document", "max_length"] = "document"
     """The length that tokens are mixed at: each document's own, or max_length with padding tokens behind it."""
+    attention_layers: Annotated[int, Field(ge=0)] = 0
+    """How many of the last layers keep the checkpoint's attention; the paper's hybrid has two."""
+
+    @model_validator(mode="after")
+    def _hybrid_is_packed(self) -> Config:
+        if self.attention_layers and self.engine == "stock":
+            raise ValueError("attention_layers: transformers has no FNet with attention; take engine: packed")
+        if self.attention_layers and self.is_filled:
+            raise ValueError("attention_layers: attention reads no padding as text; take transform: document")
+        return self
 
     @property
     def is_filled(self) -> bool:
@@ -47,6 +65,8 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
 
     key = "student.checkpoint"
     found = pretrained.read_config(config.checkpoint, key, ("bert",))
+    if config.attention_layers:
+        return _hybrid(config, task, found)
     weights = pretrained.backbone_weights(config.checkpoint, key)
     positions = weights[pretrained.POSITIONS]
     if not config.lengthen:
@@ -67,3 +87,36 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     named = {f"fnet.{n.replace('attention.output.', 'fourier.output.')}": w for n, w in weights.items()}
     pretrained.fill(model, {n: w for n, w in named.items() if n in own}, config.checkpoint, key)
     return model
+
+
+def _hybrid(config: Config, task: TaskSpec, found: Any) -> Any:
+    """Build a BERT, and keep the attention of its last layers alone."""
+    from distill import pretrained
+    from distill.errors import RecipeError
+    from distill.students import _fnet_hybrid
+
+    bert = pretrained.classifier(
+        config.checkpoint, "student.checkpoint", task, found, config.max_length, first=0, lengthen=config.lengthen,
+        **config.config,
+    )  # fmt: skip
+    if config.attention_layers > bert.config.num_hidden_layers:
+        raise RecipeError(
+            f"student.attention_layers is {config.attention_layers}, and {config.checkpoint} has "
+            f"{bert.config.num_hidden_layers} layers"
+        )
+    return _fnet_hybrid.of_bert(bert, config.attention_layers)
+
+
+def register() -> None:
+    """Let this process's transformers read a saved hybrid."""
+    from distill.students import _fnet_hybrid
+
+    _fnet_hybrid.register()
+
+
+def forward(model: Any, config: Config, batch: Batch, taps: Taps | None = None) -> Tensor:
+    """Run the classifier; logits ``(windows, classes)``."""
+    from distill import packed
+
+    run = packed.forward if config.attention_layers else fnet.forward
+    return run(model, config, batch, taps)

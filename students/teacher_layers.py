@@ -48,6 +48,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         raise RecipeError(
             "student.architecture: teacher_layers needs a teacher of the families " + ", ".join(SIBLINGS)
         )
+    pretrained.read_config(str(teacher), "teacher")  # which says what cannot be read
     source, info = AutoModel.from_pretrained(str(teacher), output_loading_info=True)
     pretrained.refuse_missing(info["missing_keys"], str(teacher), "teacher")
     found = source.config

@@ -71,3 +71,9 @@ def test_two_processes_pre_train_one_model_and_measure_it_as_one_does(runs: Path
     windows = pretraining._pack(model, data.load(recipe).splits["validation"], "validation")
     again = HeldOut(windows, model.masking).measure(model, 4096, inference.make_accelerator("fp32"))
     assert abs(again["nll"] - folder.metrics()["validation"]["nll"]) < 1e-4
+    narrow = "student.config={hidden_size: 16, num_hidden_layers: 1, intermediate_size: 32}"
+    done = torchrun("pretrain", "--recipe", file, "--set", narrow, "--teacher", "p", "--name", "taught")
+    assert done.returncode == 0, done.stderr
+    assert {"train/loss_soft", "train/loss_cosine"} <= next(RunFolder(runs / "taught").entries())[
+        "metrics"
+    ].keys()
