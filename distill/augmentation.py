@@ -1,4 +1,4 @@
-"""Copies of documents with words left out or replaced: more text for the teacher to say something of.
+"""Copies of documents with words left out or replaced: more rows for the transfer set, without labels.
 
 The heuristics are those of Tang et al. 2019, section 3.1, with two differences. A word is replaced by one that
 stands near it in a checkpoint's table of embeddings, and not by one of the same part of speech. And where they
@@ -35,8 +35,8 @@ from distill.tasks import Array, Floats
 FORMAT = 1
 BLOCK = 256
 """Words whose cosines to all others are held at once."""
-_WORD = re.compile(r"([\W\d_]*)([^\W\d_]+)([\W\d_]*)")
-"""Punctuation, letters, punctuation."""
+_WORD = re.compile(r"([^\w<>/@#&]*)([^\W\d_]+)([^\w<>/@#&]*)")
+"""Punctuation, letters, punctuation; tags and addresses are no words."""
 
 Near = Mapping[str, Sequence[str]]
 """Entries of a vocabulary that are whole words, each with the words near it, the nearest first."""
@@ -204,8 +204,8 @@ def occurring(parts: Sequence[Rows], known: Collection[str]) -> list[str]:
 def whole_words(tokenizer: Tokenizer) -> dict[str, int]:
     """List the entries of a vocabulary that are one word of letters each, with their numbers.
 
-    Such an entry is what the tokenizer makes of the word that it is written as: no special token is, no piece of
-    a word, and no beginning of one in a vocabulary that tells them apart.
+    Such an entry is what the tokenizer makes of the word that it is written as: no special token is, and no piece
+    from inside a word. (A piece that only begins words cannot be told from a word; byte-level vocabularies have some.)
     """
     special = set(tokenizer.all_special_ids)
     entries = sorted((number, token) for token, number in tokenizer.get_vocab().items())

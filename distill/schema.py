@@ -172,7 +172,7 @@ class Data(Strict):
     transfer: list[Unlabelled] = []
     """Unlabelled text from elsewhere, beside ``splits.transfer``; ``where`` is not for it."""
     augment: Augment | None = None
-    """More unlabelled text, made of the rows themselves, for the student alone."""
+    """More unlabelled text, made of the rows themselves; not for the control, which learns from labels alone."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
