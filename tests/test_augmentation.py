@@ -105,6 +105,7 @@ def test_pieces_special_tokens_and_numbers_are_no_whole_words(
     from transformers import AutoTokenizer
 
     pieces = AutoTokenizer.from_pretrained(tokenizer_folder)
+    pieces.add_special_tokens({"sep_token": "speaker"})
     found = whole_words(pieces)
     assert set(found) == {*GOOD, *BAD, *PLAIN, *"abcdefghijklmnopqrstuvwxyz"}
     assert pieces.convert_ids_to_tokens(list(found.values())) == list(found)
@@ -220,6 +221,26 @@ def test_copies_join_the_transfer_set_and_nothing_else(make: Any, runs: Path) ->
     assert corpus.notes[-1] == (
         f"transfer: {len(made):,} augmented copies of 50 documents of train, each drawn 0.5 times an epoch"
     )
+
+
+def test_a_copy_that_stands_in_another_split_is_dropped(make: Any, tmp_path: Path) -> None:
+    def twin(text: str) -> str:
+        return " ".join(TWINS.get(word, word) for word in text.split())
+
+    moods = [(f"{GOOD[i % 8]} {BAD[i // 8]} n{i}", i % 2) for i in range(64)]
+    alone = [(f"{GOOD[i % 8]} {GOOD[i // 8]} m{i}", i % 2) for i in range(64)]
+    write_csv(tmp_path / "reviews.csv", [*moods, *((twin(text), 1 - label) for text, label in moods), *alone])
+    corpus = fitting.load_corpus(
+        make({**NONE, "copies": 1, "replace": 1.0, "neighbours": 1}, **{"task.labels": None})
+    )
+    train = [text for text, _ in corpus.splits["train"].texts()]
+    had = {name: {t for t, _ in rows.texts()} - set(copies(corpus)) for name, rows in corpus.splits.items()}
+    held = set().union(*had.values())
+    assert {name for name, texts in had.items() if texts & {twin(text) for text in train}} == set(had), (
+        "each has some"
+    )
+    assert copies(corpus) == [twin(text) for text in train if twin(text) not in held]
+    assert 0 < len(copies(corpus)) < len(train)
 
 
 def test_near_words_come_from_the_checkpoints_table(make: Any) -> None:
