@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill import (
+    augmentation,
     base_rates,
     data,
     inference,
@@ -51,8 +52,8 @@ class Plan:
 
 
 def load_corpus(recipe: Recipe) -> Corpus:
-    """Read the data and say what was left out."""
-    corpus = data.load(recipe)
+    """Read the data, with the copies that are made of it, and say what was left out."""
+    corpus = augmentation.extend(recipe, data.load(recipe))
     for note in corpus.notes:
         say(note)
     for name, rows in corpus.splits.items():

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distill import hub
 from distill.errors import DataError, RecipeError
-from distill.tasks import TaskSpec
+from distill.tasks import Floats, TaskSpec
 
 POSITIONS = "embeddings.position_embeddings.weight"
 """Name of the table of positions inside an encoder that has one."""
@@ -183,6 +184,24 @@ def backbone_weights(checkpoint: str, key: str) -> dict[str, Tensor]:
     Raises:
         DataError: they cannot be read, or some beside the pooler's are missing.
     """
+    return dict(_backbone(checkpoint, key).state_dict())
+
+
+def word_embeddings(checkpoint: str, key: str) -> Floats:
+    """Read an encoder's embeddings of its vocabulary, ``(entries, width)`` float32.
+
+    Raises:
+        RecipeError: it has no such table.
+        DataError: its weights cannot be read, or some beside the pooler's are missing.
+    """
+    try:
+        table = _backbone(checkpoint, key).get_input_embeddings()
+    except NotImplementedError:
+        raise RecipeError(f"{key}: {checkpoint} has no embeddings of a vocabulary") from None
+    return np.asarray(table.weight.detach().float().numpy())
+
+
+def _backbone(checkpoint: str, key: str) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModel
 
@@ -191,7 +210,7 @@ def backbone_weights(checkpoint: str, key: str) -> dict[str, Tensor]:
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{key}: {checkpoint}: {str(error).splitlines()[0][:200]}") from None
     refuse_missing(info["missing_keys"], checkpoint, key)
-    return dict(model.state_dict())
+    return model
 
 
 def tile(positions: Tensor, length: int) -> Tensor:

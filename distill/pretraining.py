@@ -70,7 +70,9 @@ def read(recipe: Recipe) -> tuple[Rows, Rows]:
         raise RecipeError(
             "data.text_pair: pre-training reads single texts; pre-train with a recipe without pairs"
         )
-    corpus = fitting.load_corpus(recipe)
+    # Copies with words left out are no text to learn a language from.
+    plain = recipe.data.model_copy(update={"augment": None})
+    corpus = fitting.load_corpus(recipe.model_copy(update={"data": plain}))
     if "validation" not in corpus.splits:
         raise RecipeError("data.splits.validation is missing: the perplexity is measured on it")
     held = np.concatenate([corpus.splits[name].row_id for name in HELD if name in corpus.splits])

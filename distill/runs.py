@@ -10,6 +10,7 @@ suspects.json     of a distilled student: training labels that its teacher does 
 model/            what from_pretrained reads
 checkpoints/      gone once the run is finished
 runs/_logits/<key>/ cached logits, found by content and shared by all runs
+runs/_augmented/<key>.jsonl   copies of documents that students learn from (see augmentation.py)
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from distill import yaml_strict
 from distill.errors import nearest
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -103,6 +104,44 @@ class Unlabelled(Strict):
     """How often a document is drawn in an epoch of a student's training; rows of data.source are drawn once."""
 
 
+class Augment(Strict):
+    """Copies of documents with words left out or replaced, that join the transfer set (see augmentation.py)."""
+
+    source: list[Literal["train", "transfer"]] = Field(alias="from", default=["train"], min_length=1)
+    """Whose documents are copied; transfer: those of splits.transfer and of data.transfer."""
+    copies: Count = 4
+    """Of each document; those that turn out blank, as they were, or alike are left out."""
+    delete: Share = 0.1
+    """The share of words that is left out, in the place of Tang et al.'s masks."""
+    replace: Share = 0.1
+    """The share of words that is replaced by a near one; a word that is none of the vocabulary's stays."""
+    neighbours: Count = 10
+    """Among how many of the nearest words the one is drawn."""
+    ngram: Share = 0.25
+    """The share of copies of which a few words in a row are kept and no more."""
+    longest_ngram: Count = 5
+    """How many words these are at most; more may suit long documents."""
+    checkpoint: str | None = None
+    """Whose table of embeddings says which words are near; the teacher's checkpoint where absent, and the
+    student's where that has none. The teacher's is one for all its students: only runs of the same rows compare."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often a copy is drawn in an epoch of a student's training; rows of data.source are drawn once."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _something_changes(self) -> Augment:
+        twice = _twice(self.source)
+        if twice is not None:
+            raise ValueError(f"from holds {twice!r} twice")
+        if self.delete + self.replace > 1:
+            raise ValueError(
+                "delete and replace are shares of the same words, and must not exceed 1 together"
+            )
+        if self.delete == self.replace == self.ngram == 0:
+            raise ValueError("delete, replace and ngram are all 0, so that no copy would differ")
+        return self
+
+
 class Data(Strict):
     """Where rows come from and which of their columns matter."""
 
@@ -132,6 +171,8 @@ class Data(Strict):
     splits: Splits = Splits()
     transfer: list[Unlabelled] = []
     """Unlabelled text from elsewhere, beside ``splits.transfer``; ``where`` is not for it."""
+    augment: Augment | None = None
+    """More unlabelled text, made of the rows themselves; not for the control, which learns from labels alone."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -454,6 +495,24 @@ class Recipe(Strict):
         for section, model in (("teacher", self.teacher), ("student", self.student)):
             if self.task.kind == "regression" and model.train.label_smoothing:
                 raise ValueError(f"{section}.train.label_smoothing has no meaning for task.kind: regression")
+        return self
+
+    @model_validator(mode="after")
+    def _augmentation_fits(self) -> Recipe:
+        augment = self.data.augment
+        if augment is None:
+            return self
+        if not self.student.reads_unlabelled:
+            raise ValueError(
+                "data.augment: its copies have no labels, and every term of student.losses needs one; "
+                "add a term such as kind: soft, or leave data.augment out"
+            )
+        tables = (augment.checkpoint, self.teacher.checkpoint, self.student.checkpoint)
+        if augment.replace and not any(tables):
+            raise ValueError(
+                "data.augment.replace: a checkpoint's embeddings say which words are near, and neither teacher nor "
+                "student has one; set data.augment.replace=0, or data.augment.checkpoint"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def test_two_processes_train_what_one_does(runs: Path, recipe_file: Write) -> No
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     changes: dict[str, Any] = {f"teacher.config.{name}": value for name, value in dropout.items()}
     changes |= {
+        "data.augment": {"replace": 0.0, "copies": 1},
         "teacher.train.log_gradient_norms": True,
         "student.config": {**TINY, "hidden_size": 16},
         "student.losses": [{"kind": "soft"}, {"kind": "hidden_mse"}, {"kind": "relation"}],
@@ -36,11 +38,14 @@ def test_two_processes_train_what_one_does(runs: Path, recipe_file: Write) -> No
     recipe = str(recipe_file(changes))
     alone = distill("teacher", "--recipe", recipe, "--name", "alone")
     assert alone.returncode == 0, alone.stderr
+    shutil.rmtree(runs / "_augmented")
     done = torchrun("teacher", "--recipe", recipe, "--name", "both")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("both") == 1, "results are told once"
     found = {name: json.loads((runs / name / "metrics.json").read_text()) for name in ("alone", "both")}
-    assert json.loads((runs / "both" / "run.json").read_text())["facts"]["processes"] == 2
+    facts = {name: json.loads((runs / name / "run.json").read_text())["facts"] for name in found}
+    assert facts["both"]["processes"] == 2
+    assert facts["alone"]["data"] == facts["both"]["data"], "augmented copies included"
     assert abs(found["alone"]["test"]["nll"] - found["both"]["test"]["nll"]) < 1e-4
     norms = [
         next(RunFolder(runs / name).entries())["metrics"]["train/gradient_norm_hard"]
