@@ -255,8 +255,10 @@ def _train_group(
                 )
                 if own is not None:
                     _list_suspects(folder, corpus, own, tell=number == 0)
-            tested = folder.metrics()["test"][corpus.task.metric]
-            say(f"{folder.name}: test {corpus.task.metric} {tested:.3f}")
+            metric, found = corpus.task.metric, folder.metrics()
+            say(
+                f"{folder.name}: {metric} {found['validation'][metric]:.3f} on validation, {found['test'][metric]:.3f} on test"
+            )
     return result
 
 
