@@ -307,7 +307,7 @@ def _baseline(job: StudentJob, recipe: Recipe, corpus: Corpus) -> RunFolder:
             return folder
         rows = corpus.splits["train"]
         began = time.monotonic()
-        fitted = module.fit(config, corpus.task, rows.texts(), rows.labels)
+        fitted = module.fit(config, corpus.task, rows.texts(), rows.labels, _weights(recipe, corpus))
         seconds = time.monotonic() - began
         fitted.save(folder.model)
         found = {
