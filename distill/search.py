@@ -21,6 +21,7 @@ from distill.sweep import Combination, Part
 
 if TYPE_CHECKING:
     from distill.data import Corpus
+    from distill.fitting import Kept
 
 _RANGE = re.compile(r"(?P<key>[^=]+)=(?P<low>[^,]+?)\.\.(?P<high>[^,:]+)(?P<log>:log)?")
 
@@ -139,17 +140,18 @@ def run(asked: Search, corpus: Corpus, baseline: Part) -> list[Best]:
         DistillError: every trial of a student diverged.
     """
     sweep.run([baseline], corpus)
-    found = []
+    found: list[Best] = []
+    kept: Kept = {}
     for student in asked.students:
         against = ""
         if asked.control:
-            found.append(_best(asked, corpus, student, "control", ""))
+            found.append(_best(asked, corpus, student, "control", "", kept))
             against = found[-1].part.label
-        found.append(_best(asked, corpus, student, "distilled", against))
+        found.append(_best(asked, corpus, student, "distilled", against, kept))
     return found
 
 
-def _best(asked: Search, corpus: Corpus, student: str, role: Role, against: str) -> Best:
+def _best(asked: Search, corpus: Corpus, student: str, role: Role, against: str, kept: Kept) -> Best:
     """Find the best trial of a student, or of its control, and train it with every seed."""
     import optuna
 
@@ -170,14 +172,14 @@ def _best(asked: Search, corpus: Corpus, student: str, role: Role, against: str)
         found = next(one for one in asked.listed([student], values) if one.role == role)
         found = replace(found, against=against)
         say(f"trial {number + 1}/{trials} {found.label} {role}")
-        value = _figure(part(found, 1), corpus)
+        value = _figure(part(found, 1), corpus, kept)
         study.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
         if value is not None and better(metric, value, chosen and chosen[1]):
             chosen = found, value
     if chosen is None:
         raise DistillError(f"{student} {role}: every trial diverged; search lower learning rates")
     best = part(chosen[0], asked.seeds)
-    sweep.run([best], corpus)
+    sweep.run([best], corpus, kept)
     for name in best.names if processes.is_main() else []:
         runs.find(name).update(against=against)  # a longer search may have found another control
     return Best(best, trials, chosen[1])
@@ -203,7 +205,7 @@ def _value(axis: Axis, proposed: Any) -> Any:
     return min(max(float(f"{proposed:.3g}"), low), high)
 
 
-def _figure(part: Part, corpus: Corpus) -> float | None:
+def _figure(part: Part, corpus: Corpus, kept: Kept) -> float | None:
     """Train a trial, unless it has finished, and return the metric on validation; None where it diverged."""
     from distill import stages
 
@@ -213,7 +215,7 @@ def _figure(part: Part, corpus: Corpus) -> float | None:
         if processes.agree(known and (runs.find(name).read().error or "").startswith(Diverged.__name__)):
             return None
         try:
-            stages.train_students(part.job, corpus)
+            stages.train_students(part.job, corpus, kept)
         except Diverged as error:
             say(str(error))
             return None

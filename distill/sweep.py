@@ -24,6 +24,7 @@ from distill.schema import Recipe
 
 if TYPE_CHECKING:
     from distill.data import Corpus
+    from distill.fitting import Kept
     from distill.stages import StudentJob
 
 FOR_THE_TEACHER = ("losses", "ensemble", "calibrate")
@@ -223,6 +224,9 @@ def plan(
     from distill import caching, fitting, hub, models, stages
 
     refs = [caching.find_teacher(name) for name in teachers]
+    # Those that read alike follow each other: they are tokenised once, and only the last tokens are kept.
+    order = list(dict.fromkeys(map(_reading, found)))
+    found = sorted(found, key=lambda one: order.index(_reading(one)))
     parts = [part(one, recipe_name, teachers, group, seeds) for one in found]
     for one in found:
         if one.role != "baseline" and one.recipe.student.checkpoint is not None:
@@ -244,6 +248,12 @@ def plan(
             steps = stages.steps_of(one.recipe.student, rows)
             parts[at] = replace(parts[at], steps=steps, parameters=parameters(one.recipe))
     return corpus, parts
+
+
+def _reading(one: Combination) -> tuple[Any, ...]:
+    student = one.recipe.student
+    names = student.checkpoint, student.tokenizer
+    return *names, student.max_length, student.view, student.max_windows, student.overlap
 
 
 def part(one: Combination, recipe_name: str, teachers: Sequence[str], group: str, seeds: int) -> Part:
@@ -280,15 +290,17 @@ def _refuse_another(name: str, job: StudentJob) -> None:
         )
 
 
-def run(parts: Sequence[Part], corpus: Corpus) -> None:
-    """Train what is not finished yet; after each part the time left is told."""
+def run(parts: Sequence[Part], corpus: Corpus, kept: Kept | None = None) -> None:
+    """Train what is not finished yet; after each part the time left is told. ``kept`` is as in stages.py."""
     from distill import stages
+
+    kept = {} if kept is None else kept
 
     for number, part in enumerate(parts, start=1):
         if processes.agree(len(part.finished) == len(part.names)):
             continue
         say(f"{number}/{len(parts)} {part.label} {part.role}")
-        stages.train_students(part.job, corpus)
+        stages.train_students(part.job, corpus, kept)
         say(f"{number}/{len(parts)} done; {time_left(parts)}")
 
 

@@ -138,10 +138,10 @@ def fit(
             if target.min() == target.max():  # a label that never, or always, occurs: nothing to fit
                 bias[label] = 10.0 if target.max() else -10.0
                 continue
-            model = logistic(target, weights and {1: weights[label]})
+            model = logistic(target, None if weights is None else {1: weights[label]})
             weight[:, label], bias[label] = model.coef_[0], model.intercept_[0]
     else:
-        model = logistic(labels, weights and dict(enumerate(weights)))
+        model = logistic(labels, None if weights is None else dict(enumerate(weights)))
         if len(model.classes_) == 2:
             low, high = model.classes_
             weight[:, high], bias[high] = model.coef_[0], model.intercept_[0]

@@ -255,7 +255,12 @@ def test_class_weights_are_those_of_the_training_rows_for_teacher_student_contro
     baseline = catalog.load("student", "tfidf")
     fitted = baseline.fit
     given: list[Any] = []
-    monkeypatch.setattr(baseline, "fit", lambda *rest: given.append(rest[-1]) or fitted(*rest))
+
+    def fit(*rest: Any) -> Any:
+        given.append(rest[-1])
+        return fitted(*rest)
+
+    monkeypatch.setattr(baseline, "fit", fit)
     teach(weighed, "weighed")
     stages.train_students(job_of(weighed, teacher="weighed"))
     (own,), (distilled,) = seen[False], seen[True]

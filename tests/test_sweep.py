@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -233,6 +234,43 @@ def test_a_sweep_trains_each_once_from_one_cache_and_goes_on_where_it_stopped(
     assert {folder.name for folder in alone} == {"t", "g-tfidf", "g-one-temperature-4", "g-one-control"}
 
 
+def test_a_sweep_tokenises_once_for_all_that_read_alike(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, str]] = []
+    kept: list[int] = []
+    real, splits = fitting.encode_rows, fitting.encode_splits
+
+    def encode(model: Any, rows: Any) -> Any:
+        if model.config.architecture == "bert_miniature":
+            read.append((model.config.max_length, rows.name))
+        return real(model, rows)
+
+    def encode_splits(model: Any, corpus: Any, held: fitting.Kept) -> Any:
+        found = splits(model, corpus, held)
+        kept.append(len(held))
+        fresh = splits(model, corpus, {})
+        read[-len(fresh) :] = []
+        for name, one in fresh.items():
+            for field in (
+                "token_ids",
+                "segments",
+                "windows",
+                "documents",
+                "full_length",
+                "row_id",
+                "labels",
+                "labelled",
+            ):
+                np.testing.assert_array_equal(getattr(found[name], field), getattr(one, field))
+        return found
+
+    monkeypatch.setattr(fitting, "encode_rows", encode)
+    monkeypatch.setattr(fitting, "encode_splits", encode_splits)
+    swept(file, "one,two", "student.max_length=16,24")
+    names = ["test", "validation", "train", "transfer"]
+    assert read == [(length, name) for length in (16, 24) for name in names]
+    assert kept == [1] * 8
+
+
 def test_a_run_of_another_recipe_is_not_taken_for_one_of_the_sweeps(file: str) -> None:
     swept(file, "one")
     for setting, name in (("student.max_length=24", "g-one"), ("evaluation.length_buckets=[9]", "g-tfidf")):
@@ -389,7 +427,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
     """Runs that are done at once: validation likes a rate near 0.01 and a temperature near 4, and test the contrary."""
     done: Trained = []
 
-    def train(job: stages.StudentJob, corpus: Any = None) -> None:
+    def train(job: stages.StudentJob, *given: Any) -> None:
         found = recipe.build(yaml.safe_load(job.recipe), "tiny")
         rate, temperature = found.student.train.learning_rate, found.student.losses[0].temperature
         assert job.only is not None
