@@ -1,4 +1,6 @@
-"""How much each class counts in the hard loss. Knows no model; the soft terms, metrics and TF-IDF are not weighed.
+"""How much each class counts in the hard loss, and in TF-IDF's fit. Knows no model.
+
+The soft terms and the metrics are not weighed.
 
 single_label  a row's cross-entropy counts as much as its class says
 multi_label   a label's positive rows count as much as it says beside its negative ones (pos_weight)

@@ -227,6 +227,20 @@ def sweep(
             "--grid", "-g", help="Values of a key under student., with commas: key=1,2,4. Repeatable."
         ),
     ] = None,
+    search: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--search",
+            help="What a key under student. can be: key=1e-4..1e-3:log, key=1..8 or key=head,tail. Repeatable. "
+            "Validation chooses.",
+        ),
+    ] = None,
+    trials: Annotated[
+        Optional[int],
+        typer.Option(
+            min=1, max=1000, help="Of each student with --search, and of its control; 20 where absent."
+        ),
+    ] = None,
     recipe: RecipeOption = None,
     seeds: Annotated[
         int, typer.Option(min=1, max=100, help="Train each this many times, with different seeds.")
@@ -246,22 +260,41 @@ def sweep(
 ) -> None:
     """Train every combination of students and values, from one cache. The same command again goes on."""
     from distill import runs, show
+    from distill import search as searching
     from distill import sweep as sweeping
     from distill.progress import say
 
     if not teacher:
         raise UsageError("--teacher is missing (a run, a folder or a hub id)")
+    if grid and search:
+        raise UsageError("a sweep takes --grid or --search; a choice of --search is written as --grid's are")
+    if trials and not search:
+        raise UsageError("--trials: only a --search has them; a grid is trained as a whole")
     group = sweeping.group_name(name, teacher[0])
     values = sweeping.read_grid(grid or [])
+    axes = searching.read_axes(search) if search else {}
     for one in teacher:
         runs.refuse_unfinished(one)
     own = runs.find_recipe(teacher)
     if recipe is None and own is None:
         raise UsageError("--recipe is missing: the teacher is no run here, so it has no recipe of its own")
+    recipe_name = recipe or runs.find(teacher[0]).read().recipe
+    if axes:
+        asked = searching.Search(
+            recipe or str(own), recipe_name, set_ or [], students.split(","), axes, teacher, group, trials or 20, seeds,
+            control,
+        )  # fmt: skip
+        corpus, parts = searching.check(asked)
+        show.search(asked, parts)
+        if dry_run:
+            return
+        best = searching.run(asked, corpus, parts[0])
+        show.comparison([name for one in best for name in one.part.names], bench=bench, report=None)
+        show.best(best, corpus.task.metric)
+        return
     found = sweeping.combinations(
         recipe or str(own), set_ or [], students.split(","), values, group, control=control
     )
-    recipe_name = recipe or runs.find(teacher[0]).read().recipe
     corpus, parts = sweeping.plan(found, recipe_name, teacher, group, seeds)
     show.sweep(parts)
     if dry_run:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill.files import sha256_json
 from distill.schema import Model
 from distill.tasks import Array
 from distill.views import cut, cut_pair
@@ -112,6 +113,16 @@ def special_tokens(tokenizer: Tokenizer, *, pair: bool) -> Template:
     suffix_kind = kinds[last[1]] if last[1] < len(ids) else 0
     segments = (kinds[0], kinds[first[0]], between, kinds[last[0]], suffix_kind)
     return Template(ids[: first[0]], middle, ids[last[1] :], segments)
+
+
+def reading_key(tokenizer: Tokenizer, model: Model) -> str:
+    """Hash whatever decides how a document is cut into windows of token ids."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    names = tokenizer.model_input_names  # whether it has segments
+    view = [model.max_length, model.view, model.max_windows, model.overlap]
+    return sha256_json([backend.to_str(), names, view])
 
 
 def encode_texts(

@@ -22,7 +22,7 @@ from distill import (
     tracking,
 )
 from distill.data import Corpus, Rows, SplitName
-from distill.encoding import Encoded, concatenate, encode
+from distill.encoding import Encoded, concatenate, encode, reading_key
 from distill.evaluation import Predictions, measure
 from distill.files import read_json, write_json
 from distill.inference import Precision
@@ -65,6 +65,19 @@ def encode_rows(model: Classifier, rows: Rows) -> Encoded:
     """Tokenise a split for a model, and show the progress."""
     with track(f"tokenising {rows.name}", len(rows), "documents") as progress:
         return encode(model.tokenizer, rows, model.config, progress)
+
+
+Kept = dict[str, dict[SplitName, Encoded]]
+"""A corpus' splits as one model reads them, under :func:`distill.encoding.reading_key`."""
+
+
+def encode_splits(model: Classifier, corpus: Corpus, kept: Kept) -> dict[SplitName, Encoded]:
+    """Tokenise every split for a model, unless ``kept`` holds that of this corpus; afterwards it holds nothing else."""
+    key = reading_key(model.tokenizer, model.config)
+    if key not in kept:
+        kept.clear()  # before more is made: of two there is no need
+        kept[key] = {name: encode_rows(model, rows) for name, rows in corpus.splits.items()}
+    return kept[key]
 
 
 def cost_of(model: Classifier | MaskedModel, settings: Train, documents: Encoded) -> planning.Cost:

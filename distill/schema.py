@@ -39,7 +39,7 @@ class Task(Strict):
     metric: str | None = None
     """What selects the best checkpoint; the task's usual one where absent (see tasks.py)."""
     class_weights: str | dict[str, Annotated[float, Field(gt=0)]] = "none"
-    """Of the hard loss: none, balanced, or numbers by label, 1 where absent (see class_weights.py)."""
+    """Of the hard loss and TF-IDF: none, balanced, or numbers by label, 1 where absent (see class_weights.py)."""
     thresholds: Literal["half", "fitted"] = "half"
     """From which probability on a label of a multi-label task is given (see thresholds.py)."""
 

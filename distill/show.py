@@ -20,6 +20,7 @@ from distill.runs import RunFolder
 
 if TYPE_CHECKING:
     from distill.fitting import Plan
+    from distill.search import Best, Search
     from distill.sweep import Part
 
 BENCH_ROWS = 256
@@ -110,6 +111,31 @@ def sweep(parts: list[Part]) -> None:
     out.print(
         f"{count} runs, {done} of them finished; {steps:,} steps to make; {time_left(parts)}", markup=False
     )
+
+
+def search(asked: Search, parts: list[Part]) -> None:
+    """Show what a search will train."""
+    if not is_main():
+        return
+    alone = (
+        f"{asked.trials if asked.axes_of('control') else 1} of its control" if asked.control else "no control"
+    )
+    most = max(part.steps for part in parts)
+    out.print(
+        f"{len(asked.students)} student{'s' * (len(asked.students) > 1)}, {asked.trials} trials each, {alone}, of at most "
+        f"{most:,} steps; validation chooses, and the best has {asked.seeds} seeds",
+        markup=False,
+    )
+
+
+def best(found: list[Best], metric: str) -> None:
+    """Name the trials that a search chose, each with the figure that chose it."""
+    for one in found if is_main() else []:
+        out.print(
+            f"{one.part.label} {one.part.role}: best of {one.trials} by validation: {metric} {one.value:.3f} "
+            f"({one.part.names[0]})",
+            markup=False,
+        )
 
 
 def runs_table() -> None:

@@ -158,7 +158,9 @@ def steps_of(student: Student, rows: Mapping[str, Rows] | Mapping[str, Encoded])
     return total_steps(student.train, rows["train"].draws + unlabelled)
 
 
-def train_students(job: StudentJob, corpus: Corpus | None = None) -> list[RunFolder]:
+def train_students(
+    job: StudentJob, corpus: Corpus | None = None, kept: fitting.Kept | None = None
+) -> list[RunFolder]:
     """Train a student for each seed, each with its control, and the TF-IDF baseline of the same rows.
 
     Runs of the group that have finished are left as they are, so that calling this again goes on.
@@ -166,6 +168,7 @@ def train_students(job: StudentJob, corpus: Corpus | None = None) -> list[RunFol
     Args:
         job: what is asked for.
         corpus: the recipe's data, where it has been read already.
+        kept: of this corpus, what an earlier job tokenised; gets what this one does.
 
     Returns:
         All runs of the job.
@@ -185,7 +188,7 @@ def train_students(job: StudentJob, corpus: Corpus | None = None) -> list[RunFol
             recipe.student, "student", corpus.task, recipe.student.train.seed, teacher_folder(teachers)
         )
         _check_live(recipe, corpus, probe, beside)
-        encoded = {name: fitting.encode_rows(probe, rows) for name, rows in corpus.splits.items()}
+        encoded = fitting.encode_splits(probe, corpus, {} if kept is None else kept)
         del probe
         result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()}, beside)
     if job.trains("baseline"):
@@ -255,8 +258,10 @@ def _train_group(
                 )
                 if own is not None:
                     _list_suspects(folder, corpus, own, tell=number == 0)
-            tested = folder.metrics()["test"][corpus.task.metric]
-            say(f"{folder.name}: test {corpus.task.metric} {tested:.3f}")
+            metric, found = corpus.task.metric, folder.metrics()
+            say(
+                f"{folder.name}: {metric} {found['validation'][metric]:.3f} on validation, {found['test'][metric]:.3f} on test"
+            )
     return result
 
 
@@ -305,7 +310,7 @@ def _baseline(job: StudentJob, recipe: Recipe, corpus: Corpus) -> RunFolder:
             return folder
         rows = corpus.splits["train"]
         began = time.monotonic()
-        fitted = module.fit(config, corpus.task, rows.texts(), rows.labels)
+        fitted = module.fit(config, corpus.task, rows.texts(), rows.labels, _weights(recipe, corpus))
         seconds = time.monotonic() - began
         fitted.save(folder.model)
         found = {

@@ -1,8 +1,8 @@
 """A sweep: every combination of students and of values of recipe keys, trained from one cache of logits.
 
 It makes jobs for stages.py and trains nothing itself. A control is trained once for all combinations that it
-cannot tell apart, and TF-IDF once for all. Finished runs are kept, so that the same command again goes on. There is
-no search: what the grid holds is trained, and nothing else.
+cannot tell apart, and TF-IDF once for all. Finished runs are kept, so that the same command again goes on. What the
+grid holds is trained, and nothing else; a search is in search.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from distill import catalog, processes, runs, yaml_strict
@@ -24,6 +24,7 @@ from distill.schema import Recipe
 
 if TYPE_CHECKING:
     from distill.data import Corpus
+    from distill.fitting import Kept
     from distill.stages import StudentJob
 
 FOR_THE_TEACHER = ("losses", "ensemble", "calibrate")
@@ -59,9 +60,9 @@ class Part:
     role: Role
     job: StudentJob
     names: list[str]
-    steps: int
+    steps: int = 0
     """Of one run; 0 for TF-IDF."""
-    parameters: int
+    parameters: int = 0
 
     @property
     def finished(self) -> list[str]:
@@ -82,8 +83,12 @@ def group_name(name: str | None, teacher: str) -> str:
     return group
 
 
-def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+def read_grid(texts: Sequence[str], option: str = "--grid") -> dict[str, list[Any]]:
     """Read what ``--grid`` holds: ``student.losses.0.temperature=1,2,4`` each.
+
+    Args:
+        texts: what was given.
+        option: how it was given, for messages.
 
     Raises:
         UsageError: no values, a key or a value twice, or a key that a sweep cannot change.
@@ -93,22 +98,24 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         key, equals, values = (part.strip() for part in text.partition("="))
         if not equals or not values or not key:
             raise UsageError(
-                f"--grid {text}: no values; must be as student.losses.0.temperature=1,2,4 is: a key and its values"
+                f"{option} {text}: no values; must be as student.losses.0.temperature=1,2,4 is: a key and its values"
             )
         if key in grid:
-            raise UsageError(f"--grid {key}: stands twice; give all its values at once, with commas")
+            raise UsageError(f"{option} {key}: stands twice; give all its values at once, with commas")
         if key == "data" or key.startswith("data."):
             raise UsageError(
-                f"--grid {key}: the rows must be the same for every run that is compared; change them for all with --set"
+                f"{option} {key}: the rows must be the same for every run that is compared; change them for all with --set"
             )
         if key in ELSEWHERE:
-            raise UsageError(f"--grid {key}: {ELSEWHERE[key]}")
+            raise UsageError(f"{option} {key}: {ELSEWHERE[key]}")
         if not key.startswith("student."):
-            raise UsageError(f"--grid {key}: must be a key under student., as student.train.learning_rate is")
-        grid[key] = yaml_strict.parse(f"[{values}]", f"--grid {key}")
+            raise UsageError(
+                f"{option} {key}: must be a key under student., as student.train.learning_rate is"
+            )
+        grid[key] = yaml_strict.parse(f"[{values}]", f"{option} {key}")
         twice = [value for at, value in enumerate(grid[key]) if value in grid[key][:at]]
         if twice:
-            raise UsageError(f"--grid {key}: holds {_written(twice[0])} twice")
+            raise UsageError(f"{option} {key}: holds {_written(twice[0])} twice")
     return grid
 
 
@@ -160,7 +167,7 @@ def combinations(
             if not control:
                 result.append(mine)
                 continue
-            seen = {k: v for k, v in values.items() if k.split(".")[1] not in FOR_THE_TEACHER}
+            seen = {key: value for key, value in values.items() if control_sees(key)}
             alone = one("control", student, seen)
             if alone.recipe.student.reads_unlabelled != mine.recipe.student.reads_unlabelled:
                 # A control makes as many steps as its student, which reads more rows, or fewer, than others.
@@ -170,6 +177,11 @@ def combinations(
                 known.add(alone.label)
                 result.append(alone)
     return result
+
+
+def control_sees(key: str) -> bool:
+    """Say whether a key under ``student.`` makes a difference to a control."""
+    return key.split(".")[1] not in FOR_THE_TEACHER
 
 
 def _short(grid: Mapping[str, Any]) -> dict[str, str]:
@@ -212,18 +224,13 @@ def plan(
     from distill import caching, fitting, hub, models, stages
 
     refs = [caching.find_teacher(name) for name in teachers]
-    made = []
+    # Those that read alike follow each other: they are tokenised once, and only the last tokens are kept.
+    order = list(dict.fromkeys(map(_reading, found)))
+    found = sorted(found, key=lambda one: order.index(_reading(one)))
+    parts = [part(one, recipe_name, teachers, group, seeds) for one in found]
     for one in found:
-        job = stages.StudentJob(
-            list(teachers), one.recipe.dump(), recipe_name, one.label, group, 1 if one.role == "baseline" else seeds,
-            control=True, only=one.role, prefix=one.prefix, against=one.against,
-        )  # fmt: skip
-        names = [stages.member(one.prefix, one.role, number) for number in range(job.seeds)]
-        for name in names:
-            _refuse_another(name, job)
         if one.role != "baseline" and one.recipe.student.checkpoint is not None:
             hub.checkpoint(one.recipe.student.checkpoint, "student.checkpoint")
-        made.append((one, job, names))
     corpus = fitting.load_corpus(found[0].recipe)
     rows = {str(name): split for name, split in corpus.splits.items()}
     sizes: dict[str, int] = {}
@@ -236,13 +243,35 @@ def plan(
             sizes[key] = models.build(recipe.student, "student", corpus.task, 0, folder).parameters_count
         return sizes[key]
 
-    parts = []
-    for one, job, names in made:
-        trained = one.role != "baseline"
-        steps = stages.steps_of(one.recipe.student, rows) if trained else 0
-        size = parameters(one.recipe) if trained else 0
-        parts.append(Part(one.student, one.label, one.role, job, names, steps, size))
+    for at, one in enumerate(found):
+        if one.role != "baseline":
+            steps = stages.steps_of(one.recipe.student, rows)
+            parts[at] = replace(parts[at], steps=steps, parameters=parameters(one.recipe))
     return corpus, parts
+
+
+def _reading(one: Combination) -> tuple[Any, ...]:
+    student = one.recipe.student
+    names = student.checkpoint, student.tokenizer
+    return *names, student.max_length, student.view, student.max_windows, student.overlap
+
+
+def part(one: Combination, recipe_name: str, teachers: Sequence[str], group: str, seeds: int) -> Part:
+    """Name a combination's runs; its steps and parameters are not counted.
+
+    Raises:
+        UsageError: a run of one of these names was asked for with another recipe or other teachers.
+    """
+    from distill import stages
+
+    job = stages.StudentJob(
+        list(teachers), one.recipe.dump(), recipe_name, one.label, group, 1 if one.role == "baseline" else seeds,
+        control=True, only=one.role, prefix=one.prefix, against=one.against,
+    )  # fmt: skip
+    names = [stages.member(one.prefix, one.role, number) for number in range(job.seeds)]
+    for name in names:
+        _refuse_another(name, job)
+    return Part(one.student, one.label, one.role, job, names)
 
 
 def _refuse_another(name: str, job: StudentJob) -> None:
@@ -261,15 +290,17 @@ def _refuse_another(name: str, job: StudentJob) -> None:
         )
 
 
-def run(parts: Sequence[Part], corpus: Corpus) -> None:
-    """Train what is not finished yet; after each part the time left is told."""
+def run(parts: Sequence[Part], corpus: Corpus, kept: Kept | None = None) -> None:
+    """Train what is not finished yet; after each part the time left is told. ``kept`` is as in stages.py."""
     from distill import stages
+
+    kept = {} if kept is None else kept
 
     for number, part in enumerate(parts, start=1):
         if processes.agree(len(part.finished) == len(part.names)):
             continue
         say(f"{number}/{len(parts)} {part.label} {part.role}")
-        stages.train_students(part.job, corpus)
+        stages.train_students(part.job, corpus, kept)
         say(f"{number}/{len(parts)} done; {time_left(parts)}")
 
 

@@ -91,7 +91,13 @@ def _vectorizer(config: Config, **more: Any) -> Any:
     )  # fmt: skip
 
 
-def fit(config: Config, task: TaskSpec, rows: Sequence[tuple[str, str | None]], labels: Array) -> TfIdf:
+def fit(
+    config: Config,
+    task: TaskSpec,
+    rows: Sequence[tuple[str, str | None]],
+    labels: Array,
+    weights: Sequence[float] | None = None,
+) -> TfIdf:
     """Fit the baseline on labelled documents.
 
     Args:
@@ -99,6 +105,7 @@ def fit(config: Config, task: TaskSpec, rows: Sequence[tuple[str, str | None]], 
         task: single_label, multi_label (one regression a label) or regression (ridge).
         rows: (text, text_pair or None).
         labels: as in tasks.py.
+        weights: of the classes, as in class_weights.py; a row counts as much in the fit as it does in the hard loss.
 
     Raises:
         DataError: no term stands in enough documents.
@@ -118,8 +125,9 @@ def fit(config: Config, task: TaskSpec, rows: Sequence[tuple[str, str | None]], 
     terms = features.shape[1]
     weight, bias = np.zeros((terms, task.classes), np.float32), np.zeros(task.classes, np.float32)
 
-    def logistic(target: Array) -> Any:
-        return LogisticRegression(C=config.strength, max_iter=1000).fit(features, target)
+    def logistic(target: Array, weights: dict[int, float] | None) -> Any:
+        model = LogisticRegression(C=config.strength, max_iter=1000, class_weight=weights)
+        return model.fit(features, target)
 
     if task.kind == "regression":
         model = Ridge(alpha=1 / config.strength).fit(features, labels)
@@ -130,10 +138,10 @@ def fit(config: Config, task: TaskSpec, rows: Sequence[tuple[str, str | None]], 
             if target.min() == target.max():  # a label that never, or always, occurs: nothing to fit
                 bias[label] = 10.0 if target.max() else -10.0
                 continue
-            model = logistic(target)
+            model = logistic(target, None if weights is None else {1: weights[label]})
             weight[:, label], bias[label] = model.coef_[0], model.intercept_[0]
     else:
-        model = logistic(labels)
+        model = logistic(labels, None if weights is None else dict(enumerate(weights)))
         if len(model.classes_) == 2:
             low, high = model.classes_
             weight[:, high], bias[high] = model.coef_[0], model.intercept_[0]

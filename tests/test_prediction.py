@@ -19,7 +19,7 @@ from conftest import documents, write_csv
 from distill import prediction, runs
 from distill.errors import DataError, UsageError
 from distill.runs import RunFolder
-from distill.tasks import TaskSpec, predictions
+from distill.tasks import TaskSpec, predictions, probabilities
 
 tfidf = importlib.import_module("distill.students.tfidf")
 TEXTS = ["good great fine lovely film", "bad poor dull awful film"]
@@ -29,9 +29,9 @@ def config(**more: Any) -> Any:
     return tfidf.Config(architecture="tfidf", **more)
 
 
-def fit(kind: Any, names: tuple[str, ...], labels: Any) -> Any:
+def fit(kind: Any, names: tuple[str, ...], labels: Any, weights: Any = None) -> Any:
     rows = [(text, None) for text, _ in documents(120)]
-    return tfidf.fit(config(), TaskSpec(kind, names, "any"), rows, labels)
+    return tfidf.fit(config(), TaskSpec(kind, names, "any"), rows, labels, weights)
 
 
 CLASSES = np.array([label for _, label in documents(120)])
@@ -97,6 +97,21 @@ def test_a_baseline_learns_what_it_is_shown() -> None:
     assert several[:, 1:].tolist() == [[1, 0]] * 200, "labels that always or never occurred"
     number = predictions("regression", fit(*FITS["regression"]).logits(rows))
     assert np.corrcoef(number, wanted)[0, 1] > 0.7
+
+
+@pytest.mark.parametrize("which", ["two classes", "three classes", "a class without rows", "multi label"])
+def test_a_baseline_weighs_rows_by_their_class(which: str) -> None:
+    """Where the fit ends, its biases, which are not penalised, leave no weighed residual."""
+    kind, names, labels = FITS[which]
+    weights = np.array([3.0, 0.5, 2.0][: len(names)])
+    rows = [(text, None) for text, _ in documents(120)]
+    several = kind == "multi_label"
+    truth = labels if several else np.eye(len(names))[labels]
+    each = np.where(truth == 1, weights, 1.0) if several else weights[labels][:, None]
+    fitted = (truth.min(axis=0) == 0) & (truth.max(axis=0) == 1)
+    for given, least in ((tuple(weights), True), (None, False)):
+        residual = probabilities(kind, fit(kind, names, labels, given).logits(rows)) - truth
+        assert (abs((each * residual).sum(axis=0))[fitted] < 0.02).all() == least
 
 
 def test_a_baseline_reads_both_texts_of_a_pair() -> None:

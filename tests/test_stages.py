@@ -20,7 +20,7 @@ import torch
 import yaml
 from conftest import Write, documents, write_csv
 
-from distill import caching, data, fitting, inference, logits, models, stages, tracking, training
+from distill import caching, catalog, data, fitting, inference, logits, models, stages, tracking, training
 from distill import recipe as recipes
 from distill import runs as folders
 from distill.errors import DataError, RecipeError, UsageError
@@ -235,7 +235,7 @@ def test_a_student_of_a_teacher_that_has_not_finished_is_refused(status: str, re
     assert [f.name for f in folders.every()] == ["t"]
 
 
-def test_class_weights_are_those_of_the_training_rows_for_teacher_student_and_control(
+def test_class_weights_are_those_of_the_training_rows_for_teacher_student_control_and_tfidf(
     ready: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = yaml.safe_load(ready.dump())
@@ -252,9 +252,19 @@ def test_class_weights_are_those_of_the_training_rows_for_teacher_student_and_co
         return real(wrapped, model, part, documents, lengths, objective, *rest)
 
     monkeypatch.setattr(training, "_step", step)
+    baseline = catalog.load("student", "tfidf")
+    fitted = baseline.fit
+    given: list[Any] = []
+
+    def fit(*rest: Any) -> Any:
+        given.append(rest[-1])
+        return fitted(*rest)
+
+    monkeypatch.setattr(baseline, "fit", fit)
     teach(weighed, "weighed")
     stages.train_students(job_of(weighed, teacher="weighed"))
     (own,), (distilled,) = seen[False], seen[True]
+    assert given == [own]
     assert own == distilled == pytest.approx(counts.sum() / (2 * counts))
     figures = [folders.find(name).metrics()["validation"]["nll"] for name in ("t", "weighed")]
     assert figures[0] != figures[1]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,8 +18,9 @@ from conftest import TINY, Write
 
 from distill import catalog, comparison, fitting, logits, progress, recipe, stages, sweep, tracking, training
 from distill import runs as folders
+from distill import search as searching
 from distill.__main__ import main
-from distill.errors import DistillError, RecipeError, UsageError
+from distill.errors import DistillError, Diverged, RecipeError, UsageError
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
 
@@ -229,6 +234,43 @@ def test_a_sweep_trains_each_once_from_one_cache_and_goes_on_where_it_stopped(
     assert {folder.name for folder in alone} == {"t", "g-tfidf", "g-one-temperature-4", "g-one-control"}
 
 
+def test_a_sweep_tokenises_once_for_all_that_read_alike(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, str]] = []
+    kept: list[int] = []
+    real, splits = fitting.encode_rows, fitting.encode_splits
+
+    def encode(model: Any, rows: Any) -> Any:
+        if model.config.architecture == "bert_miniature":
+            read.append((model.config.max_length, rows.name))
+        return real(model, rows)
+
+    def encode_splits(model: Any, corpus: Any, held: fitting.Kept) -> Any:
+        found = splits(model, corpus, held)
+        kept.append(len(held))
+        fresh = splits(model, corpus, {})
+        read[-len(fresh) :] = []
+        for name, one in fresh.items():
+            for field in (
+                "token_ids",
+                "segments",
+                "windows",
+                "documents",
+                "full_length",
+                "row_id",
+                "labels",
+                "labelled",
+            ):
+                np.testing.assert_array_equal(getattr(found[name], field), getattr(one, field))
+        return found
+
+    monkeypatch.setattr(fitting, "encode_rows", encode)
+    monkeypatch.setattr(fitting, "encode_splits", encode_splits)
+    swept(file, "one,two", "student.max_length=16,24")
+    names = ["test", "validation", "train", "transfer"]
+    assert read == [(length, name) for length in (16, 24) for name in names]
+    assert kept == [1] * 8
+
+
 def test_a_run_of_another_recipe_is_not_taken_for_one_of_the_sweeps(file: str) -> None:
     swept(file, "one")
     for setting, name in (("student.max_length=24", "g-one"), ("evaluation.length_buckets=[9]", "g-tfidf")):
@@ -319,6 +361,12 @@ def test_the_command_shows_its_plan_trains_and_ends_in_the_table(
         (["-t", "t", "--students", "one,one"], 2, "one stands twice"),
         (["-t", "t", "--students", "one", "-g", "student.trian.epochs=1"], 3, "did you mean 'train'?"),
         (["-t", "some/model", "--students", "one"], 2, "--recipe is missing"),
+        (["-t", "t", "--students", "one", "--trials", "3"], 2, "--trials: only a --search has them"),
+        (
+            ["-t", "t", "--students", "one", "-g", "student.view=head", "--search", "a=1..2"],
+            2,
+            "takes --grid or --search",
+        ),
     ],
 )
 def test_a_wrong_command_is_one_line(
@@ -353,3 +401,214 @@ def test_students_of_every_beginning_are_swept_together(
     assert {row.label: row.agreement is not None for row in found.rows if row.role == "distilled"} == {
         "minilm distilled": True, "fourier distilled": True, "narrow distilled": True
     }  # fmt: skip
+
+
+# A search
+
+
+RATE = "student.train.learning_rate"
+WIDE = [f"{RATE}=1e-4..1e-1:log", f"{TEMPERATURE}=1..8"]
+
+
+def searched(file: str, axes: Sequence[str] = WIDE, **changes: Any) -> list[searching.Best]:
+    given: dict[str, Any] = {"trials": 16, "seeds": 1, "control": True, **changes}
+    asked = searching.Search(
+        file, "tiny", [], ["one"], searching.read_axes(axes), ["t"], "g", **given
+    )  # fmt: skip
+    corpus, parts = searching.check(asked)
+    return searching.run(asked, corpus, parts[0])
+
+
+Trained = list[tuple[str, Any]]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Runs that are done at once: validation likes a rate near 0.01 and a temperature near 4, and test the contrary."""
+    done: Trained = []
+
+    def train(job: stages.StudentJob, *given: Any) -> None:
+        found = recipe.build(yaml.safe_load(job.recipe), "tiny")
+        rate, temperature = found.student.train.learning_rate, found.student.losses[0].temperature
+        assert job.only is not None
+        assert isinstance(temperature, float)
+        for number in range(job.seeds):
+            name = stages.member(job.prefix or "", job.only, number)
+            if (folders.runs_folder() / name).exists():
+                continue
+            done.append((name, (rate, temperature)))
+            folder = fitting.new_run(
+                name, job.only, found, "tiny", group="g", model=job.student, against=job.against, teachers=["t"]
+            )  # fmt: skip
+            folder.update(status="finished")
+            value = (
+                1
+                - abs(math.log10(rate) + 2) / 8
+                - (abs(temperature - 4) / 20 if job.only == "distilled" else 0)
+            )
+            figures = {"validation": {"accuracy": value}, "test": {"accuracy": 1 - value}}
+            folder.write_metrics({**figures, "train": {"seconds": 1.0, "steps": 1}})
+
+    monkeypatch.setattr(stages, "train_students", train)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ([f"{RATE}=1e-3..1e-4"], f"--search {RATE}: a range is two numbers, the lower one first"),
+        ([f"{RATE}=low..high"], f"--search {RATE}: a range is two numbers"),
+        ([f"{RATE}=0..1:log"], f"--search {RATE}: a range with :log begins above 0, not at 0"),
+        ([f"{RATE}=1e-3..1e-3"], f"--search {RATE}: holds 0.001 twice"),
+        ([f"{RATE}=1..2", f"{RATE}=3..4"], f"--search {RATE}: stands twice"),
+        (["data.seed=1..2"], "--search data.seed: the rows must be the same for every run"),
+        ([RATE], f"--search {RATE}: no values"),
+    ],
+)  # fmt: skip
+def test_a_range_that_is_none_is_refused(axes: list[str], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        searching.read_axes(axes)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ranges_and_choices_are_read() -> None:
+    choices = ["student.view=head,tail", "student.tokenizer=../a,../b"]
+    assert searching.read_axes([*WIDE, *choices]) == {
+        RATE: searching.Axis([1e-4, 1e-1], True, True),
+        TEMPERATURE: searching.Axis([1, 8], True),
+        "student.view": searching.Axis(["head", "tail"]),
+        "student.tokenizer": searching.Axis(["../a", "../b"]),
+    }
+
+
+def test_validation_alone_chooses_and_the_control_searches_as_long(file: str, trained: Trained) -> None:
+    control, distilled = searched(file, seeds=3)
+    for best, role in ((control, "control"), (distilled, "distilled")):
+        assert (best.part.role, best.trials) == (role, 16)
+        tried = [folder for folder in folders.every() if folder.read().role == role]
+        figures = {folder.name: folder.metrics()["validation"]["accuracy"] for folder in tried}
+        assert best.value == max(figures.values()) == figures[best.part.names[0]]
+        assert best.part.names == [
+            stages.member(best.part.job.prefix or "", best.part.role, n) for n in range(3)
+        ]
+        assert len(tried) <= 16 + 2
+        assert len({folder.read().model for folder in tried}) > 10
+        assert all(1e-4 <= values[0] <= 1e-1 for name, values in trained)
+    assert {values[1] for name, values in trained if "control" not in name} <= set(range(1, 9))
+    assert {folders.find(name).read().against for name in distilled.part.names} == {control.part.label}
+    late = [values[0] for name, values in trained if "control" in name][10:16]
+    assert all(1e-3 < rate < 1e-1 for rate in late), (
+        "after ten random trials it stays where validation is good"
+    )
+
+
+def test_a_search_that_was_killed_goes_on_to_the_same_trials(
+    file: str, runs: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched(file, trials=12, control=False)
+    whole = list(trained)
+    for path in runs.glob("g-*"):
+        shutil.rmtree(path)
+    trained.clear()
+    real = stages.train_students
+
+    def killed(*given: Any) -> Any:
+        if len(trained) == 11:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(stages, "train_students", killed)
+    with pytest.raises(KeyboardInterrupt):
+        searched(file, trials=12, control=False)
+    monkeypatch.setattr(stages, "train_students", real)
+    searched(file, trials=12, control=False)
+    assert trained == whole
+    searched(file, trials=13, control=False)
+    assert trained[: len(whole)] == whole
+    assert len(trained) <= len(whole) + 1, "more trials begin with those that there are"
+
+
+def test_a_trial_that_diverges_is_passed_over_and_not_tried_again(
+    file: str, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stages.train_students
+    fell: list[str] = []
+
+    def diverging(job: stages.StudentJob, *given: Any) -> Any:
+        found = recipe.build(yaml.safe_load(job.recipe), "tiny")
+        if found.student.train.learning_rate > least and job.only != "baseline":
+            name = stages.member(job.prefix or "", job.only or "control", 0)
+            fell.append(name)
+            folder = fitting.new_run(name, job.only or "control", found, "tiny", teachers=["t"])
+            with folder.working():
+                raise Diverged("the loss is not finite")
+        return real(job, *given)
+
+    least = 0.01
+    monkeypatch.setattr(stages, "train_students", diverging)
+    best = searched(file, trials=6)
+    assert len(fell) == len(set(fell)) > 1
+    count = len(fell)
+    assert searched(file, trials=6) == best
+    assert len(fell) == count
+    least = 0.0
+    with pytest.raises(DistillError, match="one control: every trial diverged"):
+        searched(file, trials=6, axes=[f"{RATE}=0.3..0.5"])
+
+
+def test_what_changes_a_controls_steps_is_not_searched(file: str, trained: Trained) -> None:
+    kinds = ["student.losses=[{kind: soft}],[{kind: dkd}]"]
+    with pytest.raises(UsageError, match="reads other rows than without"):
+        searched(file, kinds)
+    assert searched(file, kinds, control=False)[0].trials == 16
+
+
+def test_a_control_that_no_key_touches_is_trained_once(file: str, trained: Trained) -> None:
+    axes = [f"{TEMPERATURE}=1.0..8.0"]
+    control, distilled = searched(file, axes, trials=4)
+    assert (control.trials, distilled.trials) == (1, 4)
+    assert [name for name, _ in trained if "control" in name] == ["g-one-control"]
+    assert all(len(str(values[1])) <= 4 for name, values in trained if "control" not in name)
+    best = folders.find(distilled.part.names[0])
+    best.update(against="one learning_rate=0.3")  # as an earlier search left it
+    searched(file, axes, trials=4)
+    assert best.read().against == "one"
+
+
+def test_an_end_of_a_range_that_does_not_fit_is_told_before_anything_is_trained(
+    file: str, trained: Trained
+) -> None:
+    with pytest.raises(RecipeError, match=r"student\.train\.label_smoothing: must be less than 1"):
+        searched(file, ["student.train.label_smoothing=0.0..1.5"])
+    assert trained == []
+
+
+def test_a_search_ends_in_the_table_of_its_best_with_the_figures_that_chose_them(
+    file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress.out, "width", 120)
+    asked = ["sweep", "-t", "t", "--students", "one", "--search", f"{RATE}=1e-4..1e-1:log", "--trials", "2"]
+    asked += ["--no-bench", "--name", "s"]
+    assert command(monkeypatch, *asked, "--dry-run") == 0
+    assert "1 student, 2 trials each, 2 of its control" in capsys.readouterr().out
+    assert [folder.name for folder in folders.every()] == ["t"]
+    assert command(monkeypatch, *asked) == 0
+    out = capsys.readouterr().out
+    names = re.findall(r"best of 2 by validation: accuracy (\d\.\d+) \((s-one-\S+)\)$", out, re.MULTILINE)
+    assert len(names) == 2
+    for value, name in names:
+        assert value == f"{folders.find(name).metrics()['validation']['accuracy']:.3f}"
+    lines = re.findall(r"^(one \S+ (?:distilled|control)) +\d\.\d+", out, re.MULTILINE)
+    assert len(lines) == 2 * 2, "the best alone, in the table of quality and that of lengths"
+    assert "gap" in out
+
+
+def test_without_optuna_a_search_says_how_to_install_it(
+    file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert command(monkeypatch, "sweep", "-t", "t", "--students", "one", "--search", f"{RATE}=1..2") == 2
+    assert capsys.readouterr().err == (
+        "distill: --search needs Optuna, which is not installed: pip install optuna, or -e '.[search]' in a checkout\n"
+    )
