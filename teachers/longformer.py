@@ -29,7 +29,8 @@ class Config(Teacher):
     """Tokens that one token sees, half of them on each side; one number, or one for each layer."""
     global_tokens: int = Field(default=1, ge=1)
     """How many tokens at the beginning see all and are seen by all; the first one is classified. For spans give it
-    what a question takes: transformers' own forward pass makes all of that global."""
+    what a question takes: transformers' own forward pass makes all of that global, and finds its end by RoBERTa's three
+    separators."""
 
     @model_validator(mode="after")
     def _even(self) -> Config:
