@@ -28,6 +28,7 @@ from distill import (
     report,
     spans,
     stages,
+    sweep,
 )
 from distill import recipe as recipes
 from distill.batching import collate
@@ -35,7 +36,7 @@ from distill.data import Rows
 from distill.encoding import Encoded, concatenate, encode, encode_texts
 from distill.errors import DataError, DistillError, RecipeError, UsageError
 from distill.evaluation import agreement
-from distill.inference import predict
+from distill.inference import predict, predict_all
 from distill.models import Classifier
 from distill.runs import find
 from distill.schema import Cache, Model
@@ -345,13 +346,16 @@ def test_a_saved_model_is_read_by_transformers_and_says_the_same_of_each_token(
 
     question = "was it good"
     own: dict[str, Any] = {}
-    if architecture == "longformer":  # stock makes all of the question global, and wants RoBERTa's three separators
-        words = models.load_tokenizer(Model(architecture="any", tokenizer=str(roberta_tokenizer_folder)), "teacher")
+    if (
+        architecture == "longformer"
+    ):  # stock makes all of the question global, and wants RoBERTa's three separators
+        words = models.load_tokenizer(
+            Model(architecture="any", tokenizer=str(roberta_tokenizer_folder)), "teacher"
+        )
         own = {"global_tokens": 1 + len(words(question, add_special_tokens=False)["input_ids"])}
         own |= {"tokenizer": str(roberta_tokenizer_folder), "max_length": 128}
     model = make(architecture, **own)
     model.save(tmp_path / "model")
-    assert not any(p.requires_grad and "pooler" in n for n, p in model.model.named_parameters() if architecture == "bigbird")  # fmt: skip
     stock, info = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not info["missing_keys"]
     stock.eval()
@@ -393,6 +397,28 @@ def test_a_documents_logits_do_not_depend_on_its_batch_and_every_trained_weight_
     model(collate(found, range(6)))[:, 1:5].sum().backward()
     lost = [n for n, p in model.model.named_parameters() if p.requires_grad and p.grad is None]
     assert [n for n in lost if "pooler" not in n] == []
+
+
+def test_processes_add_up_to_what_one_computes(make: Make) -> None:
+    model = make("bert")
+    texts: list[tuple[str, str | None]] = [("was it good", c) for c in contexts(7, longest=90)]
+    found = encode_texts(model.tokenizer, [texts], model.config, span=True)
+    parts: list[Tensor] = []
+
+    class Rank:
+        num_processes, device = 2, torch.device("cpu")
+
+        def __init__(self, number: int) -> None:
+            self.process_index = number
+
+        def reduce(self, own: Tensor, how: str) -> Tensor:
+            parts.append(own)
+            return own
+
+    for rank in (0, 1):
+        predict_all(model, found, 1 << 14, "fp32", Rank(rank))
+    alone = predict(model, found, np.arange(7), 1 << 14, "fp32")
+    np.testing.assert_allclose(sum(parts), alone, atol=1e-4)
 
 
 def test_two_models_of_unlike_tokenizers_say_the_same_units(
@@ -504,7 +530,7 @@ def test_rows_have_units_and_all_their_answers(span_recipe: Any) -> None:
     known = {row["context"]: row for row in rows}
     seen = 0
     for name in ("train", "validation", "test"):
-        part = corpus.splits[name]  # type: ignore[index]
+        part = corpus.splits[name]
         assert part.truth is not None
         assert part.labels is not None
         assert data.describe(part, corpus.task)["labels"]["no answer"] == (part.labels[:, 0] == 0).sum()
@@ -639,22 +665,28 @@ def test_a_teacher_teaches_a_student_that_answers(
     assert "There is no baseline for spans: TF-IDF finds none." in found.notes
     heads = [str(column.header).replace("\n", " ") for column in report.table(found).columns]
     assert heads[1:3] == ["f1", "exact_match"]
-    assert (runs / "s" / "suspects.json").exists() is False
+    assert not (runs / "s" / "suspects.json").exists()
 
-    file = write_jsonl(tmp_path / "new.jsonl", mood_rows(12, seed=9))
+    new = mood_rows(12, seed=9)
+    file = write_jsonl(tmp_path / "new.jsonl", new)
     prediction.predict(find("s"), file, "question", "context", None)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 12
-    for line, row in zip(lines, mood_rows(12, seed=9), strict=True):
+    for line, asked in zip(lines, new, strict=True):
         assert set(line) == {"answer", "start", "end", "score"}
         assert 0 <= line["score"] <= 1
         assert line["answer"] == (
-            "" if line["start"] is None else row["context"][line["start"] : line["end"]]
+            "" if line["start"] is None else asked["context"][line["start"] : line["end"]]
         )
-    right = [line["answer"] in (row["answers"]["text"] or [""]) for line, row in zip(lines, mood_rows(12, seed=9), strict=True)]  # fmt: skip
+    right = [line["answer"] in (row["answers"]["text"] or [""]) for line, row in zip(lines, new, strict=True)]
     assert sum(right) >= 7
     with pytest.raises(UsageError, match="add --text and --text-pair"):
         prediction.predict(find("s"), file, "question", None, None)
+
+
+def test_a_sweep_of_spans_has_no_baseline(span_recipe: Any) -> None:
+    found = sweep.combinations(str(span_recipe()), [], ["bert_tiny"], {}, "g", control=True)
+    assert [one.role for one in found] == ["distilled", "control"]
 
 
 def test_a_reader_from_elsewhere_can_teach(make: Make, tmp_path: Path) -> None:
