@@ -81,6 +81,7 @@ def cache_logits(
     reads = models.read_settings(teacher.model)
     config = None if reads else _reading_of(recipe, teacher)
     model = models.load(teacher.model, config)
+    gate.check_kind(model.task.kind, corpus.task.kind, teacher.name)
     note = gate.check_labels(model.labels, corpus.task.labels, teacher.name)
     if note:
         say(note)

@@ -26,6 +26,14 @@ ROUNDING = {"float32": 0.0, "float16": 1e-3}
 """How far writing it down may move it, relative likewise."""
 
 
+def check_kind(found: Kind, wanted: Kind, who: str) -> None:
+    """Raise LogitsError when one of teacher and task finds spans, and the other does not."""
+    if (found == "span") != (wanted == "span"):
+        raise LogitsError(
+            f"{who} is of task.kind: {found}, and the recipe of task.kind: {wanted}; take another teacher"
+        )
+
+
 def check_labels(found: Sequence[str], wanted: Sequence[str], who: str) -> str | None:
     """Compare a teacher's label order with the task's.
 

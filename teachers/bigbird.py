@@ -91,7 +91,7 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
     from distill.teachers import _lengthen
 
     key = "teacher.checkpoint"
-    # By the separator transformers finds where a question ends.
+    # transformers finds by the separator where a question ends.
     separator = {"sep_token_id": tokenizer.sep_token_id} if task.kind == "span" else {}
     fields = {
         **separator,

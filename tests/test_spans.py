@@ -20,6 +20,7 @@ from distill import (
     catalog,
     comparison,
     data,
+    gate,
     logits,
     losses,
     models,
@@ -34,7 +35,7 @@ from distill import recipe as recipes
 from distill.batching import collate
 from distill.data import Rows
 from distill.encoding import Encoded, concatenate, encode, encode_texts
-from distill.errors import DataError, DistillError, RecipeError, UsageError
+from distill.errors import DataError, DistillError, LogitsError, RecipeError, UsageError
 from distill.evaluation import agreement
 from distill.inference import predict, predict_all
 from distill.models import Classifier
@@ -436,7 +437,7 @@ def test_two_models_of_unlike_tokenizers_say_the_same_units(
 def test_a_cache_of_spans_holds_each_unit_once_and_gives_it_back(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distill import gate, inference
+    from distill import inference
 
     monkeypatch.setenv("DISTILL_RUNS", str(tmp_path / "runs"))
     model = make("bert")
@@ -687,6 +688,13 @@ def test_a_teacher_teaches_a_student_that_answers(
 def test_a_sweep_of_spans_has_no_baseline(span_recipe: Any) -> None:
     found = sweep.combinations(str(span_recipe()), [], ["bert_tiny"], {}, "g", control=True)
     assert [one.role for one in found] == ["distilled", "control"]
+
+
+@pytest.mark.parametrize("kind", ["single_label", "regression"])
+def test_a_teacher_of_another_kind_is_refused(kind: Any) -> None:
+    with pytest.raises(LogitsError, match=f"t is of task.kind: {kind}, and the recipe of task.kind: span"):
+        gate.check_kind(kind, "span", "t")
+    gate.check_kind(kind, "single_label", "t")
 
 
 def test_a_reader_from_elsewhere_can_teach(make: Make, tmp_path: Path) -> None:
