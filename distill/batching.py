@@ -44,11 +44,15 @@ class Batch:
     labelled: torch.Tensor
     """``(documents,)`` bool."""
     teacher_logits: torch.Tensor | None = None
-    """``(documents, classes)`` float32."""
+    """``(documents, classes)`` or ``(documents, units, 2)`` float32."""
+    unit_of: torch.Tensor | None = None
+    """Of spans, ``(tokens, 2)`` int64, as in ``Encoded``."""
+    units: int = 0
+    """Of spans: units of the document that has most."""
 
     def to(self, device: torch.device) -> Batch:
         """Move every tensor to a device."""
-        logits = self.teacher_logits
+        logits, unit_of = self.teacher_logits, self.unit_of
         return Batch(
             self.token_ids.to(device, non_blocking=True),
             self.segments.to(device, non_blocking=True),
@@ -58,6 +62,8 @@ class Batch:
             self.labels.to(device, non_blocking=True),
             self.labelled.to(device, non_blocking=True),
             None if logits is None else logits.to(device, non_blocking=True),
+            None if unit_of is None else unit_of.to(device, non_blocking=True),
+            self.units,
         )
 
     def select(self, members: Sequence[int]) -> Batch:
@@ -172,11 +178,11 @@ def collate(data: Encoded, indices: Sequence[int] | Array, teacher_logits: Array
     Args:
         data: the split.
         indices: the documents, in the batch's order.
-        teacher_logits: ``(documents, classes)`` for these documents.
+        teacher_logits: ``(documents, classes)``, or as in tasks.py, for these documents.
     """
     import torch
 
-    ids, segments, lengths, owners = [], [], [], []
+    ids, segments, lengths, owners, unit_of = [], [], [], [], []
     for position, document in enumerate(indices):
         first, last = data.documents[document], data.documents[document + 1]
         start, end = data.windows[first], data.windows[last]
@@ -184,6 +190,8 @@ def collate(data: Encoded, indices: Sequence[int] | Array, teacher_logits: Array
         segments.append(data.segments[start:end])
         lengths.append(np.diff(data.windows[first : last + 1]))
         owners.append(np.full(last - first, position))
+        if data.unit_of is not None:
+            unit_of.append(data.unit_of[start:end])
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     return Batch(
         token_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
@@ -194,4 +202,6 @@ def collate(data: Encoded, indices: Sequence[int] | Array, teacher_logits: Array
         labels=torch.from_numpy(data.labels[indices]),
         labelled=torch.from_numpy(data.labelled[indices]),
         teacher_logits=None if teacher_logits is None else torch.from_numpy(teacher_logits),
+        unit_of=torch.from_numpy(np.concatenate(unit_of).astype(np.int64)) if unit_of else None,
+        units=0 if data.units is None else int(data.units[indices].max()),
     )

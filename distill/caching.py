@@ -81,6 +81,7 @@ def cache_logits(
     reads = models.read_settings(teacher.model)
     config = None if reads else _reading_of(recipe, teacher)
     model = models.load(teacher.model, config)
+    gate.check_kind(model.task.kind, corpus.task.kind, teacher.name)
     note = gate.check_labels(model.labels, corpus.task.labels, teacher.name)
     if note:
         say(note)
@@ -97,7 +98,8 @@ def cache_logits(
         return cached
     encoded = {name: fitting.encode_rows(model, corpus.splits[name]) for name in names}
     everything = concatenate(list(encoded.values()))
-    planning.require_disk(len(everything) * (8 + 4 * corpus.task.classes) * 2)
+    rows = len(everything) if everything.units is None else int(everything.units.sum())
+    planning.require_disk((8 * len(everything) + 4 * corpus.task.classes * rows) * 2)
     began = time.monotonic()
     with fitting.reporting_memory():
         computed = logits.fill(
@@ -112,11 +114,13 @@ def cache_logits(
                 if teacher.run and _same_data(teacher.run, corpus)
                 else None
             )
-            found = logits.Logits(folder, key, verify=False)(encoded["validation"].row_id)
+            held_out = corpus.splits["validation"]
+            assert held_out.truth is not None
+            found = logits.Logits(folder, key, verify=False)(held_out.row_id)
             passed[corpus.task.metric] = gate.check_quality(
                 corpus.task.kind,
                 found,
-                encoded["validation"].labels,
+                held_out.truth,
                 corpus.task.metric,
                 evaluated,
                 teacher.name,

@@ -401,7 +401,7 @@ def predict(
         Optional[Path], typer.Option("--output", "-o", help="Write here in place of standard output.")
     ] = None,
 ) -> None:
-    """Classify documents: a line of JSON each, with label and probabilities."""
+    """Classify documents, or find answers: a line of JSON each, with label and probabilities, or answer and place."""
     from distill import runs
 
     runs.refuse_unfinished(run)

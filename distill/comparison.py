@@ -446,6 +446,8 @@ def compare(
             _against_control(row, done, task.metric, notes)
             _calibrated(row, done, notes)
     _rivals(rows, task.metric, notes)
+    if task.kind == "span":
+        notes.append("There is no baseline for spans: TF-IDF finds none.")
     tests = len(done[0].row_id)
     if task.metric == "accuracy":
         p = rows[0].quality.mean

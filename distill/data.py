@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from distill.encoding import epoch_size
 from distill.errors import DataError
 from distill.labels import read_labels
 from distill.schema import Data, Recipe, Split
+from distill.spans import Truth
 from distill.tasks import Array, TaskSpec, check_metric
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Rows:
 
     name: SplitName
     dataset: datasets.Dataset
-    """Columns ``text`` and, for pairs, ``text_pair``."""
+    """Columns ``text``, for pairs ``text_pair``, and for labelled spans ``answers``."""
     row_id: Array
     """``(n,)`` int64."""
     labels: Array | None
@@ -58,6 +60,17 @@ class Rows:
     def draws(self) -> int:
         """Documents of an epoch."""
         return epoch_size(len(self), self.weights)
+
+    @cached_property
+    def truth(self) -> Array | None:
+        """What metrics read: the labels, or of spans ``(n,)`` the contexts with all their answers."""
+        if "answers" not in self.dataset.column_names:
+            return self.labels
+        result = np.empty(len(self), dtype=object)
+        columns = (self.dataset[name] for name in ("text_pair", "answers"))
+        for at, (context, answers) in enumerate(zip(*columns, strict=True)):
+            result[at] = Truth(context, tuple(answers["text"]))
+        return result
 
     def select(self, positions: Array) -> Rows:
         """Take some of the rows."""
@@ -84,6 +97,8 @@ class Corpus:
                 rows = self.splits[name]
                 digest.update(name.encode() + rows.row_id.tobytes())
                 digest.update(b"" if rows.labels is None else np.ascontiguousarray(rows.labels).tobytes())
+                if "answers" in rows.dataset.column_names:
+                    digest.update(repr([one["text"] for one in rows.dataset["answers"]]).encode())
         return digest.hexdigest()
 
 
@@ -407,7 +422,7 @@ def join(parts: Sequence[Rows]) -> Rows:
 def _unseen(train: Rows, task: TaskSpec) -> list[str]:
     """Note the classes that no training row has: labels that count from 1 leave a class 0 that is none."""
     absent = [name for name, count in describe(train, task)["labels"].items() if count == 0]
-    if task.kind == "regression" or not absent:
+    if task.kind in ("regression", "span") or not absent:
         return []
     more = f" and {len(absent) - 10:,} more" if len(absent) > 10 else ""
     return [f"train: no row has class {', '.join(absent[:10])}{more}, of {task.classes:,} classes"]
@@ -430,13 +445,17 @@ def _rows(name: SplitName, part: _Source, positions: Array, data: Data, task: Ta
             f"split {name} has no label with rows of both kinds, so {task.metric} cannot be measured on it; "
             "make it larger, or set task.metric=micro_f1"
         )
-    return Rows(name, _texts(part, positions, data), part.row_id[positions], labels, part.words[positions])
+    answers = labels is not None and task.kind == "span"
+    dataset = _texts(part, positions, data, answers=answers)
+    return Rows(name, dataset, part.row_id[positions], labels, part.words[positions])
 
 
-def _texts(part: _Source, positions: Array, data: Data) -> datasets.Dataset:
-    """Take rows' text fields, under the names that ``Rows`` has for them."""
+def _texts(part: _Source, positions: Array, data: Data, *, answers: bool = False) -> datasets.Dataset:
+    """Take rows' text fields, and their answers, under the names that ``Rows`` has for them."""
     dataset = part.dataset.select(part.index[positions])
     columns = {data.text: "text", **({data.text_pair: "text_pair"} if data.text_pair else {})}
+    if answers:
+        columns[str(data.label)] = "answers"
     dataset = dataset.select_columns(list(columns)).rename_columns(
         {k: v for k, v in columns.items() if k != v}
     )
@@ -452,6 +471,9 @@ def describe(rows: Rows, task: TaskSpec) -> dict[str, Any]:
             "rows": len(rows),
             "labels": {"mean": float(rows.labels.mean()), "std": float(rows.labels.std())},
         }
+    if task.kind == "span":
+        none = int((rows.labels[:, 0] == 0).sum())
+        return {"rows": len(rows), "labels": {"answer": len(rows) - none, "no answer": none}}
     counts = (
         np.bincount(rows.labels, minlength=task.classes)
         if task.kind == "single_label"

@@ -7,15 +7,16 @@ and RoBERTa's doubled separators come out as each model wants them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill import spans
 from distill.files import sha256_json
 from distill.schema import Model
-from distill.tasks import Array
+from distill.tasks import UNREAD, Array, Floats
 from distill.views import cut, cut_pair
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class Encoded:
     """``(documents,)`` bool."""
     weights: Array | None = None
     """``(documents,)`` float64: how often each document is drawn in an epoch; once where None."""
+    unit_of: Array | None = None
+    """Of spans, ``(tokens, 2)`` int32: the unit that each token begins in, and the one that it ends in; -1 where it is of
+    none. The first of each window is of unit 0."""
+    units: Array | None = None
+    """Of spans, ``(documents,)`` int32: units of each document, unit 0 included."""
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -61,6 +67,14 @@ class Encoded:
     def draws(self) -> int:
         """Documents of an epoch."""
         return epoch_size(len(self), self.weights)
+
+    def blank(self, documents: Array, classes: int) -> Floats:
+        """Make room for the logits of some documents, as in tasks.py: zeros, or of spans UNREAD."""
+        if self.units is None:
+            return np.zeros((len(documents), classes), np.float32)
+        return np.full(
+            (len(documents), int(self.units[documents].max(initial=1)), classes), UNREAD, np.float32
+        )
 
     @cached_property
     def window_counts(self) -> Array:
@@ -126,7 +140,12 @@ def reading_key(tokenizer: Tokenizer, model: Model) -> str:
 
 
 def encode_texts(
-    tokenizer: Tokenizer, rows: Iterable[Sequence[tuple[str, str | None]]], model: Model
+    tokenizer: Tokenizer,
+    rows: Iterable[Sequence[tuple[str, str | None]]],
+    model: Model,
+    *,
+    span: bool = False,
+    notes: list[str] | None = None,
 ) -> Encoded:
     """Tokenise documents and cut them into a model's windows.
 
@@ -134,6 +153,9 @@ def encode_texts(
         tokenizer: the model's.
         rows: batches of (text, text_pair or None).
         model: its max_length and view.
+        span: the texts are questions, and the second ones contexts: each window of a context stands behind its
+            question, which takes at most a third of it; units are found.
+        notes: gets a sentence for whatever is cut.
 
     Returns:
         The documents with row ids of zero and without labels.
@@ -143,6 +165,9 @@ def encode_texts(
     window_lengths: list[int] = []
     window_counts: list[int] = []
     full: list[int] = []
+    unit_of: list[Array] = []
+    units: list[int] = []
+    shortened = 0
     template: Template | None = None
     for batch in rows:
         if not batch:
@@ -151,22 +176,39 @@ def encode_texts(
         template = template or special_tokens(tokenizer, pair=pair)
         room = model.max_length - len(template.prefix) - len(template.middle) - len(template.suffix)
         firsts = tokenizer([t for t, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
-        seconds = (
-            tokenizer([p for _, p in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        told = (
+            tokenizer(
+                [p for _, p in batch], add_special_tokens=False, verbose=False, return_offsets_mapping=span
+            )
             if pair
-            else [None] * len(batch)
+            else {"input_ids": [None] * len(batch)}
         )
+        seconds, offsets = told["input_ids"], told.get("offset_mapping") or [None] * len(batch)
+        views: list[tuple[Sequence[int], Sequence[int] | None]]
         batch_ids: list[int] = []
         batch_segments: list[int] = []
-        for first, second in zip(firsts, seconds, strict=True):
+        for (_, context), first, second, characters in zip(batch, firsts, seconds, offsets, strict=True):
             full.append(len(first) + len(second or ()) + model.max_length - room)
-            if second is None:
+            if span:
+                question = first[: model.max_length // 3]
+                shortened += len(question) < len(first)
+                inner = (room - len(question), model.view, model.max_windows, model.overlap)
+                views = [(question, window) for window in cut(second, *inner)]
+                bounds = spans.units(str(context))
+                units.append(len(bounds) + 1)
+                starts, ends = np.array(characters, np.int64).reshape(-1, 2).T
+                sizes = len(template.prefix) + len(question) + len(template.middle), len(template.suffix)
+                before, after = (np.full((size, 2), -1) for size in sizes)
+                before[0] = 0
+                for part in cut(spans.touched(bounds, starts, ends), *inner):  # type: ignore[arg-type]
+                    unit_of += [before, np.asarray(part), after]
+            elif second is None:
                 views = [
                     (window, None)
                     for window in cut(first, room, model.view, model.max_windows, model.overlap)
                 ]
             else:
-                views = [cut_pair(first, second, room)]  # type: ignore[list-item]
+                views = [cut_pair(first, second, room)]
             window_counts.append(len(views))
             for window in views:
                 ids, kinds = template.fill(*window)
@@ -176,6 +218,10 @@ def encode_texts(
         token_ids.append(np.array(batch_ids, dtype=np.int32))
         segments.append(np.array(batch_segments, dtype=np.uint8))
     count = len(full)
+    if notes is not None and shortened:
+        notes.append(
+            f"{shortened:,} of {count:,} questions are cut to a third of max_length ({model.max_length // 3} tokens)"
+        )
     return Encoded(
         token_ids=np.concatenate(token_ids) if token_ids else np.zeros(0, np.int32),
         segments=np.concatenate(segments) if segments else np.zeros(0, np.uint8),
@@ -185,11 +231,24 @@ def encode_texts(
         row_id=np.zeros(count, np.int64),
         labels=np.zeros(count, np.int64),
         labelled=np.zeros(count, bool),
+        unit_of=np.concatenate(unit_of).astype(np.int32) if span else None,
+        units=np.array(units, dtype=np.int32) if span else None,
     )
 
 
-def encode(tokenizer: Tokenizer, rows: Rows, model: Model, progress: Any = None) -> Encoded:
-    """Tokenise a split; its row ids and labels go with it."""
+def encode(
+    tokenizer: Tokenizer,
+    rows: Rows,
+    model: Model,
+    progress: Any = None,
+    *,
+    span: bool = False,
+    notes: list[str] | None = None,
+) -> Encoded:
+    """Tokenise a split; its row ids and labels go with it.
+
+    A row whose answer the model does not read has no label: to learn from it that there is none would be wrong.
+    """
 
     def batches() -> Iterable[list[tuple[str, str | None]]]:
         for start in range(0, len(rows), TOKENIZED_AT_ONCE):
@@ -198,13 +257,23 @@ def encode(tokenizer: Tokenizer, rows: Rows, model: Model, progress: Any = None)
             if progress is not None:
                 progress.advance(len(part))
 
-    encoded = encode_texts(tokenizer, batches(), model)
+    encoded = encode_texts(tokenizer, batches(), model, span=span, notes=notes)
     labels = rows.labels if rows.labels is not None else np.zeros(len(rows), np.int64)
     labelled = np.full(len(rows), rows.labels is not None)
-    return Encoded(
-        encoded.token_ids, encoded.segments, encoded.windows, encoded.documents, encoded.full_length,
-        rows.row_id, labels, labelled, rows.weights,
-    )  # fmt: skip
+    if span and rows.labels is not None:
+        labelled = _read(encoded, labels)
+        if notes is not None and not labelled.all():
+            notes.append(f"{int((~labelled).sum()):,} of {len(rows):,} answers stand where no window reaches")
+    return replace(encoded, row_id=rows.row_id, labels=labels, labelled=labelled, weights=rows.weights)
+
+
+def _read(encoded: Encoded, answers: Array) -> Array:
+    """Say which documents' answers ``(documents, 2)`` begin and end in tokens of theirs."""
+    assert encoded.unit_of is not None
+    document = np.repeat(np.arange(len(encoded)), encoded.tokens)
+    hits = encoded.unit_of == answers[document]
+    first = encoded.windows[encoded.documents[:-1]]
+    return np.asarray(np.logical_or.reduceat(hits, first).all(axis=1))
 
 
 def concatenate(parts: Sequence[Encoded]) -> Encoded:
@@ -218,6 +287,11 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     weights = None
     if any(p.weights is not None for p in parts):
         weights = np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in parts])
+    first = parts[0]
+    units = None if first.units is None else np.concatenate([p.units for p in parts if p.units is not None])
+    unit_of = (
+        None if first.unit_of is None else np.concatenate([p.unit_of for p in parts if p.unit_of is not None])
+    )
     labels = [
         p.labels if p.labelled.any() else np.zeros((len(p), *shape.shape[1:]), shape.dtype) for p in parts
     ]
@@ -231,4 +305,6 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
         labels=np.concatenate(labels),
         labelled=np.concatenate([p.labelled for p in parts]),
         weights=weights,
+        unit_of=unit_of,
+        units=units,
     )

@@ -24,7 +24,7 @@ class Predictions:
     row_id: Array
     """``(n,)`` int64."""
     logits: Array
-    """``(n, classes)`` float32."""
+    """``(n, classes)`` float32, or as in tasks.py."""
     labels: Array
     """As in tasks.py."""
     words: Array
@@ -50,9 +50,9 @@ def calibration_error(kind: Kind, logits: Array, labels: Array, bins: int = 15) 
     """Expected calibration error (Guo et al. 2017): mean |confidence − accuracy| over equal-width bins.
 
     Of the predicted class for single-label tasks, of every label's probability for multi-label ones;
-    None for regression.
+    None for regression and spans.
     """
-    if kind == "regression":
+    if kind in ("regression", "span"):
         return None
     p = probabilities(kind, logits)
     if kind == "single_label":
@@ -69,7 +69,8 @@ def agreement(kind: Kind, logits: Array, other: Array) -> float:
     mine, theirs = predictions(kind, logits), predictions(kind, other)
     if kind == "regression":
         return quality(kind, logits, theirs)["pearson"]
-    return float((mine == theirs).mean())
+    same = mine == theirs
+    return float((same.all(axis=1) if kind == "span" else same).mean())
 
 
 def buckets(words: Array, edges: Sequence[int]) -> list[tuple[str, Array]]:
@@ -91,14 +92,24 @@ def buckets(words: Array, edges: Sequence[int]) -> list[tuple[str, Array]]:
     return result
 
 
-def measure(kind: Kind, metric: str, found: Predictions, edges: Sequence[int]) -> dict[str, Any]:
+def measure(
+    kind: Kind, metric: str, found: Predictions, edges: Sequence[int], truth: Array | None = None
+) -> dict[str, Any]:
     """Compute everything that is reported of one model's predictions on rows with labels.
+
+    Args:
+        kind: the task's kind.
+        metric: the one that is reported by document length.
+        found: the predictions.
+        edges: of the groups of documents.
+        truth: what the metrics read, where it is more than the labels.
 
     Returns:
         The metrics of tasks.quality, ``ece`` and ``rows``, and under ``buckets`` a list of
         ``{"words", "rows", metric}`` by document length.
     """
-    result: dict[str, Any] = {"rows": len(found.labels), **quality(kind, found.logits, found.labels)}
+    labels = found.labels if truth is None else truth
+    result: dict[str, Any] = {"rows": len(labels), **quality(kind, found.logits, labels)}
     ece = calibration_error(kind, found.logits, found.labels)
     if ece is not None:
         result["ece"] = ece
@@ -106,9 +117,9 @@ def measure(kind: Kind, metric: str, found: Predictions, edges: Sequence[int]) -
         {
             "words": name,
             "rows": int(mask.sum()),
-            metric: quality(kind, found.logits[mask], found.labels[mask])[metric],
+            metric: quality(kind, found.logits[mask], labels[mask])[metric],
         }
         for name, mask in buckets(found.words, edges)
-        if metric in quality(kind, found.logits[mask], found.labels[mask])
+        if metric in quality(kind, found.logits[mask], labels[mask])
     ]
     return result

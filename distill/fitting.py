@@ -64,7 +64,13 @@ def load_corpus(recipe: Recipe) -> Corpus:
 def encode_rows(model: Classifier, rows: Rows) -> Encoded:
     """Tokenise a split for a model, and show the progress."""
     with track(f"tokenising {rows.name}", len(rows), "documents") as progress:
-        return encode(model.tokenizer, rows, model.config, progress)
+        notes: list[str] = []
+        encoded = encode(
+            model.tokenizer, rows, model.config, progress, span=model.task.kind == "span", notes=notes
+        )
+    for note in notes:
+        say(f"{rows.name}: {note}")
+    return encoded
 
 
 Kept = dict[str, dict[SplitName, Encoded]]
@@ -132,10 +138,12 @@ def _validation(
     encoded: Encoded, corpus: Corpus, tokens: int, precision: Precision, accelerator: Any
 ) -> Callable[[Classifier], dict[str, float]]:
     """Make the function that measures a model on validation."""
+    truth = corpus.splits["validation"].truth
+    assert truth is not None
 
     def evaluate(model: Classifier) -> dict[str, float]:
         found = inference.predict_all(model, encoded, tokens, precision, accelerator)
-        return quality(corpus.task.kind, found, encoded.labels)
+        return quality(corpus.task.kind, found, truth)
 
     return evaluate
 
@@ -222,7 +230,7 @@ def record(
         folder: the run's, with the model saved.
         recipe: the run's.
         corpus: its data.
-        found: logits ``(rows, classes)`` of the splits of ``MEASURED`` that there are.
+        found: logits ``(rows, classes)``, or as in tasks.py, of the splits of ``MEASURED`` that there are.
         parameters: of the model.
         training: figures of the training.
     """
@@ -248,7 +256,8 @@ def record(
     if calibration is not None:
         figures["calibration"] = calibration
     for name, one in predictions.items():
-        figures[name] = measure(task.kind, task.metric, one, recipe.evaluation.length_buckets)
+        edges, truth = recipe.evaluation.length_buckets, corpus.splits[name].truth
+        figures[name] = measure(task.kind, task.metric, one, edges, truth)
         if task.kind == "multi_label" and name != "validation":
             if fitted is not None:
                 figures[name] |= thresholds.figures(one.logits, one.labels, fitted)

@@ -26,6 +26,14 @@ ROUNDING = {"float32": 0.0, "float16": 1e-3}
 """How far writing it down may move it, relative likewise."""
 
 
+def check_kind(found: Kind, wanted: Kind, who: str) -> None:
+    """Raise LogitsError when one of teacher and task finds spans, and the other does not."""
+    if (found == "span") != (wanted == "span"):
+        raise LogitsError(
+            f"{who} is of task.kind: {found}, and the recipe of task.kind: {wanted}; take another teacher"
+        )
+
+
 def check_labels(found: Sequence[str], wanted: Sequence[str], who: str) -> str | None:
     """Compare a teacher's label order with the task's.
 
@@ -63,15 +71,14 @@ def check_invariance(
     rows = rng.choice(len(data), size=min(ROWS, len(data)), replace=False)
     cached = Logits(folder, key, verify=False)(data.row_id[rows])
     worst, allowed = 0.0, TOLERANCE[key["precision"]] + ROUNDING[key["dtype"]]
-    together = predict(model, data, rows, 1 << 14, key["precision"])
-    alone = np.concatenate(
-        [predict(model, data, rows[[i]], 1 << 14, key["precision"]) for i in range(len(rows))]
-    )
-    for again in (together, alone):
-        gaps = np.abs(again - cached) / np.maximum(1, np.abs(cached))
+    everyone = np.arange(len(rows))
+    for company in (everyone, *everyone[:, None]):  # together, then each alone
+        again = predict(model, data, rows[company], 1 << 14, key["precision"])
+        before = cached[company, : again.shape[1]]  # one document may have fewer units than all
+        gaps = (np.abs(again - before) / np.maximum(1, np.abs(before))).reshape(len(company), -1).max(axis=1)
         worst = max(worst, float(gaps.max()))
         if not gaps.max() <= allowed:
-            row = data.row_id[rows[gaps.max(axis=1).argmax()]]
+            row = data.row_id[rows[company][gaps.argmax()]]
             raise LogitsError(
                 f"{folder.name}: row {row} has other logits in another batch (by {gaps.max():.3g} of {allowed:.3g} allowed); "
                 "this teacher cannot be cached"

@@ -75,16 +75,19 @@ def predict(
         progress: advanced by tokens.
 
     Returns:
-        ``(n, classes)`` float32, in the order of ``indices``.
+        ``(n, classes)`` float32, or as in tasks.py, in the order of ``indices``, which are all different.
     """
     device = next(model.parameters()).device
-    result = np.zeros((len(data), model.task.classes), np.float32)
+    result = data.blank(indices, model.task.classes)
+    at = np.zeros(len(data), np.int64)
+    at[indices] = np.arange(len(indices))
     for part in micro_batches(data, indices, tokens_per_batch, model.padding):
         with torch.inference_mode(), autocast(precision, device):
-            result[part] = model(collate(data, part).to(device)).float().cpu().numpy()
+            found = model(collate(data, part).to(device)).float().cpu().numpy()
+        result[at[part], : found.shape[1]] = found
         if progress is not None:
             progress.advance(int(data.tokens[part].sum()))
-    return result[indices]
+    return result
 
 
 def predict_all(
@@ -101,8 +104,10 @@ def predict_all(
     model.eval()
     everything = np.arange(len(data))
     mine = share(everything, data.tokens, accelerator.process_index, accelerator.num_processes)
-    result = np.zeros((len(data), model.task.classes), np.float32)
-    result[mine] = predict(model, data, mine, tokens_per_batch, precision)
+    result = data.blank(everything, model.task.classes)
+    result[np.setdiff1d(everything, mine)] = 0
+    found = predict(model, data, mine, tokens_per_batch, precision)
+    result[mine, : found.shape[1]] = found
     model.train(training)
     if accelerator.num_processes > 1:
         summed = accelerator.reduce(torch.from_numpy(result).to(accelerator.device), "sum")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill import spans
 from distill.errors import DataError, nearest
 from distill.schema import Data, Task
 from distill.tasks import Array
@@ -37,11 +38,15 @@ class Labels:
             where: the source split's name, for messages.
 
         Returns:
-            ``(n,)`` int64 class numbers, ``(n, classes)`` float32 of 0 and 1, or ``(n,)`` float32.
+            ``(n,)`` int64 class numbers, ``(n, classes)`` float32 of 0 and 1, ``(n,)`` float32, or ``(n, 2)`` int64
+            units of the first of a row's answers.
 
         Raises:
-            DataError: a label that is missing, not a number where one is needed, or out of range.
+            DataError: a label that is missing, not a number where one is needed, or out of range; an answer
+                that does not stand in its context.
         """
+        if self.task.kind == "span":
+            return self._answers(dataset, index, where)
         columns = self.data.label if isinstance(self.data.label, list) else [self.data.label]
         part = dataset.select_columns(columns).select(index)
         values = [part[column][:] for column in columns]
@@ -64,6 +69,15 @@ class Labels:
             for item in _items(value, self.data.label_separator):
                 result[i, self._class(item, at, i)] = 1
         return result
+
+    def _answers(self, dataset: datasets.Dataset, index: Array, where: str) -> Array:
+        """Find the units of answers; ``_kept`` has seen to the contexts."""
+        assert isinstance(self.data.label, str)
+        assert self.data.text_pair is not None
+        part = dataset.select_columns([self.data.label, self.data.text_pair]).select(index)
+        rows = zip(index, part[self.data.label], part[self.data.text_pair], strict=True)
+        found = [_span(cell, str(context), f"{where}, row {int(row) + 1}") for row, cell, context in rows]
+        return np.array(found, dtype=np.int64)
 
     def _class(self, value: Any, at: Any, position: int) -> int:
         """Turn a class's name or number into its number."""
@@ -132,6 +146,32 @@ def _items(value: Any, separator: str | None) -> list[Any]:
     if isinstance(value, str):
         return [item for item in value.split(separator or ",") if item.strip()]
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _span(cell: Any, context: str, at: str) -> Array:
+    """Check a cell's answers, and find the units of the first one; 0 twice where there is none."""
+    if cell is None:
+        raise DataError(f"{at}: the answers are missing; where there is none, leave the lists empty")
+    texts, starts = (cell.get(key) if isinstance(cell, dict) else None for key in ("text", "answer_start"))
+    if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
+        raise DataError(
+            f"{at}: {cell!r:.60} holds no answers; must be as {{'text': ['Paris'], 'answer_start': [12]}}, or empty lists"
+        )
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(
+                f"{at}: the answer {text!r:.60} has no text; where there is none, leave the lists empty"
+            )
+        if not isinstance(start, int) or start < 0 or context[start : start + len(text)] != text:
+            where = context.find(text)
+            fix = f"it first stands at {where}" if where >= 0 else "it stands nowhere in it"
+            raise DataError(
+                f"{at}: the answer {text!r:.60} is not at character {start} of its context; {fix} (counted from 0)"
+            )
+    if not texts:
+        return np.zeros(2, np.int64)
+    ends = [starts[0] + len(texts[0])]
+    return np.asarray(spans.touched(spans.units(context), np.array(starts[:1]), np.array(ends))[0])
 
 
 def _class_feature(feature: Any) -> list[str] | None:
@@ -204,6 +244,8 @@ def read_labels(labelled: dict[str, tuple[datasets.Dataset, Array]], data: Data,
         return Labels(tuple(names), task, data)
     if task.kind == "regression":
         return Labels((data.label,), task, data)
+    if task.kind == "span":
+        return Labels(("start", "end"), task, data)
     names = task.labels or _class_feature(first.features[data.label]) or []
     if not names:
         names = _found(_occurring(labelled, data, task), data.label)

@@ -1,7 +1,8 @@
 """The logit cache: content-addressed, joined by row id, complete or absent, memory-mapped.
 
     <key>/key.json           what the logits depend on: weights, tokenizer, window, precision, labels
-    <key>/<sha256[:32]>.safetensors    row_id (n,) int64 and logits (n, classes), named by their content
+    <key>/<sha256[:32]>.safetensors    row_id (n,) int64 and logits (n, classes), named by their content;
+                             of spans logits (units, 2), one row's after another's, and offsets (n + 1,) int64
     <key>/manifest.json      written last: every shard's full hash, and what the gate found
 
 A shard whose name is not its hash is not a shard, so a pass that was killed goes on at the rows that are
@@ -24,7 +25,8 @@ from distill.files import read_json, replacing, sha256_file, sha256_json, write_
 from distill.progress import say, track
 from distill.runs import runs_folder
 from distill.schema import Cache
-from distill.tasks import Array, Floats, Kind, log_probabilities
+from distill.spans import UNIT
+from distill.tasks import UNREAD, Array, Floats, Kind, log_probabilities
 
 if TYPE_CHECKING:
     from distill.encoding import Encoded
@@ -55,6 +57,7 @@ def key_of(model: Classifier, precision: str, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "kind": model.task.kind,
         "labels": list(model.task.labels),
+        **({"units": UNIT.pattern} if model.task.kind == "span" else {}),
     }
 
 
@@ -81,8 +84,15 @@ def missing(folder: Path, row_ids: Array) -> Array:
     return np.setdiff1d(row_ids, np.concatenate(have) if have else np.zeros(0, np.int64))
 
 
-def write_shard(folder: Path, row_ids: Array, logits: Floats, dtype: str) -> Path:
+def write_shard(folder: Path, row_ids: Array, logits: Floats, dtype: str, units: Array | None = None) -> Path:
     """Write one shard, complete or not at all.
+
+    Args:
+        folder: of the cache.
+        row_ids: ``(n,)``.
+        logits: as in tasks.py.
+        dtype: in which they are written.
+        units: of spans, ``(n,)``: how many each row has.
 
     Raises:
         LogitsError: a logit is not finite; the row is named.
@@ -91,15 +101,19 @@ def write_shard(folder: Path, row_ids: Array, logits: Floats, dtype: str) -> Pat
 
     with np.errstate(over="ignore"):  # an infinity is told below, with its row
         stored = logits.astype(dtype)
-    bad = ~np.isfinite(stored).all(axis=1)
+    bad = ~np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
     if bad.any():
         fix = "cache.precision=fp32" if not np.isfinite(logits).all() else "cache.dtype=float32"
         raise LogitsError(
             f"the teacher's logits of row {int(row_ids[bad][0])} are not finite in {dtype}; try {fix}"
         )
+    arrays = {"row_id": np.ascontiguousarray(row_ids), "logits": np.ascontiguousarray(stored)}
+    if units is not None:
+        arrays["logits"] = np.concatenate([row[:count] for row, count in zip(stored, units, strict=True)])
+        arrays["offsets"] = np.concatenate([[0], np.cumsum(units, dtype=np.int64)])
     staged = folder / f"{int(row_ids[0])}.part"
     with replacing(staged) as aside:
-        save_file({"row_id": np.ascontiguousarray(row_ids), "logits": np.ascontiguousarray(stored)}, aside)
+        save_file(arrays, aside)
     shard = folder / f"{sha256_file(staged)[:32]}.safetensors"
     staged.replace(shard)
     return shard
@@ -153,7 +167,8 @@ def fill(
         with track(title, sum(int(data.tokens[piece].sum()) for piece in mine), "tokens") as progress:
             for piece in mine:
                 logits = predict(model, data, piece, settings.tokens_per_batch, key["precision"], progress)
-                write_shard(folder, data.row_id[piece], logits, settings.dtype)
+                units = None if data.units is None else data.units[piece]
+                write_shard(folder, data.row_id[piece], logits, settings.dtype, units)
         accelerator.wait_for_everyone()
         return len(wanted)
 
@@ -216,10 +231,14 @@ class Logits:
         else:
             names = _shards(folder)
         ids, shard_of, row_of, self._maps = [], [], [], []
+        self._offsets: list[Array] = []
+        """Of spans: where each row's units begin in a shard."""
         for number, path in enumerate(names):
             with safe_open(path, "pt") as file:  # "pt" maps the file; nothing is read before it is asked for
                 row_ids = file.get_tensor("row_id").numpy()
                 self._maps.append(file.get_tensor("logits").numpy())
+                if self.key["kind"] == "span":
+                    self._offsets.append(file.get_tensor("offsets").numpy())
             ids.append(row_ids)
             shard_of.append(np.full(len(row_ids), number, np.int32))
             row_of.append(np.arange(len(row_ids), dtype=np.int32))
@@ -241,15 +260,28 @@ class Logits:
             )
 
     def __call__(self, row_ids: Array) -> Floats:
-        """Look rows up: ``(n,)`` row ids to ``(n, classes)`` float32."""
+        """Look rows up: ``(n,)`` row ids to ``(n, classes)`` float32, or as in tasks.py."""
         at = np.minimum(np.searchsorted(self._ids, row_ids), max(len(self._ids) - 1, 0))
         if not len(self._ids) or not (self._ids[at] == row_ids).all():
             self.require(row_ids)
         shards, rows = self._shard[at], self._row[at]
+        if self._offsets:
+            return self._units(shards, rows)
         result = np.empty((len(row_ids), len(self.key["labels"])), np.float32)
         for shard in np.unique(shards):
             mask = shards == shard
             result[mask] = self._maps[shard][rows[mask]]
+        return result
+
+    def _units(self, shards: Array, rows: Array) -> Floats:
+        """Lay rows of different numbers of units out as a rectangle, ``(n, units, 2)``."""
+        found = [
+            self._maps[shard][slice(*self._offsets[shard][row : row + 2])]
+            for shard, row in zip(shards, rows, strict=True)
+        ]
+        result = np.full((len(found), max(map(len, found), default=1), 2), UNREAD, np.float32)
+        for at, one in enumerate(found):
+            result[at, : len(one)] = one
         return result
 
 
@@ -280,6 +312,7 @@ def refuse_difference(found: dict[str, Any], expected: dict[str, Any], where: st
         "precision": "another precision",
         "dtype": "another dtype",
         "kind": "another kind of task",
+        "units": "units by another rule",
         "format": "another format of the cache",
     }
     for name in expected:
@@ -314,7 +347,8 @@ def _verify(folder: Path) -> int:
             arrays = load_file(path)
         except SafetensorError as error:
             raise LogitsError(f"{folder.name}: shard {path.name} cannot be read: {error}") from None
-        if len(arrays["row_id"]) != len(arrays["logits"]) or not np.isfinite(arrays["logits"]).all():
+        whole = arrays["offsets"][-1] if "offsets" in arrays else len(arrays["row_id"])
+        if whole != len(arrays["logits"]) or not np.isfinite(arrays["logits"]).all():
             raise LogitsError(
                 f"{folder.name}: shard {path.name} holds NaN or too few rows; delete it, and distill cache computes it again"
             )
@@ -357,11 +391,11 @@ def verify(folder: Path) -> int:
 
 
 def mean(kind: Kind, stack: Sequence[Floats], how: str) -> Floats:
-    """Make one target of several teachers' logits, ``(documents, classes)`` each.
+    """Make one target of several teachers' logits, ``(documents, classes)`` or as in tasks.py each.
 
     ``mean_log_probs`` averages log softmax (a geometric mean of the probabilities); for multi-label and
     regression tasks the mean of the logits, which are log-odds or the predictions themselves.
     """
-    if how == "mean_log_probs" and kind == "single_label":
+    if how == "mean_log_probs" and kind in ("single_label", "span"):
         stack = [log_probabilities(kind, logits).astype(np.float32) for logits in stack]
     return np.asarray(np.mean(stack, axis=0, dtype=np.float32))

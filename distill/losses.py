@@ -1,7 +1,7 @@
 """The terms of an objective: one line of algebra each. Knows no model.
 
-A loss cannot tell a live logit from a cached one. Shapes: logits ``(documents, classes)``, results
-``(documents,)``; terms of what two models hold inside have a value for each token, and live.py makes means
+A loss cannot tell a live logit from a cached one. Shapes: logits ``(documents, classes)`` or, of
+spans, ``(documents, units, 2)``, results ``(documents,)``; terms of what two models hold inside have a value for each token, and live.py makes means
 over documents of them. Gradients of the soft terms keep their scale when the temperature T changes: that is
 what the T² is for (Hinton et al. 2015, section 2.1).
 """
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, unflatten
 
 from distill.schema import Loss, Schedule
-from distill.tasks import Kind
+from distill.tasks import UNREAD, Kind
 
 if TYPE_CHECKING:
     from distill.batching import Batch
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 def hard(
     kind: Kind, logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy, mean binary cross-entropy over the labels, or squared error; see class_weights.py."""
+    """Cross-entropy, mean binary cross-entropy over the labels, or squared error; see class_weights.py.
+
+    span: mean of the cross-entropies of the answer's first and last unit.
+    """
+    if kind == "span":
+        columns = zip(logits.unbind(2), labels.unbind(1), strict=True)
+        return torch.stack([hard("single_label", *column) for column in columns]).mean(0)
     if kind == "single_label":
         return F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=smoothing)
     if kind == "multi_label":
@@ -44,7 +50,12 @@ def soft(kind: Kind, logits: Tensor, teacher: Tensor, temperature: float) -> Ten
     multi_label: ``T²·BCE(σ(t/T), σ(s/T))``, mean over the labels; they are independent, so a softmax over
     them would be wrong.
     regression: squared error; there is nothing to soften.
+    span: mean of single_label's over the units, for first and last; units that the student has not read do not count.
     """
+    if kind == "span":
+        shown = torch.where(logits == UNREAD, logits, teacher)
+        columns = zip(logits.unbind(2), shown.unbind(2), strict=True)
+        return torch.stack([soft("single_label", *column, temperature) for column in columns]).mean(0)
     if kind == "regression":
         return mse_logits(logits, teacher)
     if kind == "multi_label":

@@ -11,19 +11,19 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill import catalog, hub, packed, padded
+from distill import catalog, hub, packed, padded, pooling, pretrained
 from distill.batching import Batch, Padding, collate, micro_batches
 from distill.encoding import Tokenizer, encode_texts
 from distill.errors import DataError, DistillError, RecipeError
 from distill.files import read_json, replacing_folder, write_json
 from distill.schema import Model
-from distill.tasks import Floats, TaskSpec
+from distill.tasks import Floats, Kind, TaskSpec
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -80,16 +80,13 @@ class Classifier(nn.Module):
         return sum(p.numel() for p in self.model.parameters())
 
     def forward(self, batch: Batch, taps: packed.Taps | None = None) -> Tensor:
-        """Compute logits ``(documents, classes)`` in fp32; those of several windows are averaged.
+        """Compute logits ``(documents, classes)``, or as in tasks.py, in fp32; those of several windows are pooled.
 
         ``taps`` are filled on the way, which transformers' own forward pass cannot do.
         """
         more = () if taps is None else (taps,)
         logits: Tensor = self._forward(self.model, self.config, batch, *more).float()
-        if len(logits) == batch.size:
-            return logits
-        pooled = logits.new_zeros(batch.size, logits.shape[1]).index_add(0, batch.documents, logits)
-        return pooled / torch.bincount(batch.documents, minlength=batch.size).unsqueeze(1)
+        return pooling.mean(logits, batch) if batch.unit_of is None else pooling.by_unit(logits, batch)
 
     def save(self, folder: Path) -> None:
         """Write the folder that ``from_pretrained`` reads, complete or not at all."""
@@ -125,12 +122,16 @@ class TextReader:
         return self.classifier.parameters_count
 
     def logits(self, rows: Sequence[tuple[str, str | None]], tokens_per_batch: int = 16384) -> Floats:
-        """Return ``(documents, classes)``."""
-        data = encode_texts(self.classifier.tokenizer, [rows], self.classifier.config)
-        result = np.zeros((len(rows), self.classifier.task.classes), np.float32)
+        """Return ``(documents, classes)``, or as in tasks.py."""
+        task = self.classifier.task
+        data = encode_texts(
+            self.classifier.tokenizer, [rows], self.classifier.config, span=task.kind == "span"
+        )
+        result = data.blank(np.arange(len(rows)), task.classes)
         for indices in micro_batches(data, np.arange(len(rows)), tokens_per_batch, self.classifier.padding):
             with torch.inference_mode():
-                result[indices] = self.classifier(collate(data, indices)).numpy()
+                found = self.classifier(collate(data, indices)).numpy()
+            result[indices, : found.shape[1]] = found
         return result
 
 
@@ -231,16 +232,19 @@ def read_settings(folder: Path | str) -> dict[str, Any] | None:
     return result
 
 
-def _foreign(folder: Path | str, config: Any) -> tuple[Model, ModuleType | None]:
+def _foreign(folder: Path | str, config: Any, kind: Kind) -> tuple[Model, ModuleType | None]:
     """Describe a classifier that was not trained here, by its transformers configuration."""
+    view: Literal["chunks", "head"] = "chunks" if kind == "span" else "head"
     known = catalog.reader(config.model_type)
     if known is not None:
         module = catalog.load(*known)
         length = min(module.positions(config), 1 << 20)
-        return module.Config(architecture=known[1], checkpoint=str(folder), max_length=length), module
+        return module.Config(
+            architecture=known[1], checkpoint=str(folder), max_length=length, view=view
+        ), module
     length = int(getattr(config, "max_position_embeddings", 512))
     return Model(
-        architecture=config.model_type, checkpoint=str(folder), max_length=length, engine="stock"
+        architecture=config.model_type, checkpoint=str(folder), max_length=length, view=view, engine="stock"
     ), None
 
 
@@ -257,7 +261,7 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
     from types import SimpleNamespace
 
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     quiet()
     about = read_settings(folder)
@@ -268,19 +272,23 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
             module.register()
     try:
         hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if not about and not any("SequenceClassification" in a for a in hf_config.architectures or []):
+        finds = any("QuestionAnswering" in a for a in hf_config.architectures or [])
+        if not (about or finds or any("SequenceClassification" in a for a in hf_config.architectures or [])):
             raise DataError(
                 f"{folder}: not a fine-tuned classifier ({', '.join(hf_config.architectures or ['?'])})"
             )
         if about and module:
             own: Model = module.Config.model_validate(about["model"])
             task = TaskSpec(about["task"]["kind"], tuple(about["task"]["labels"]), about["task"]["metric"])
+        elif finds:
+            own, module = _foreign(folder, hf_config, "span")
+            task = TaskSpec("span", ("start", "end"), "f1")
         else:
-            own, module = _foreign(folder, hf_config)
+            own, module = _foreign(folder, hf_config, "single_label")
             names = tuple(hf_config.id2label[i] for i in range(hf_config.num_labels))
             kinds = {"multi_label_classification": "multi_label", "regression": "regression"}
             task = TaskSpec(kinds.get(str(hf_config.problem_type), "single_label"), names, "nll")  # type: ignore[arg-type]
-        model, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        model, info = pretrained.head(task).from_pretrained(folder, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder}: cannot be loaded: {str(error).splitlines()[0][:200]}") from None

@@ -181,7 +181,9 @@ def embed(model: Any, batch: Batch, layout: Layout, **more: Tensor) -> Tensor:
     return states[0]
 
 
-def encode(layers: Sequence[Layer], states: Tensor, layout: Layout, taps: Taps | None = None) -> Tensor:
+def encode(
+    layers: Sequence[Layer], states: Tensor, layout: Layout, taps: Taps | None = None, *, whole: bool = False
+) -> Tensor:
     """Run an encoder, and compute of its last layer what the first tokens need, or all where it is tapped.
 
     Args:
@@ -189,9 +191,10 @@ def encode(layers: Sequence[Layer], states: Tensor, layout: Layout, taps: Taps |
         states: ``(tokens, width)``.
         layout: the documents.
         taps: filled on the way.
+        whole: compute and return all tokens' states.
 
     Returns:
-        The first tokens' states, ``(documents, width)``.
+        The first tokens' states, ``(documents, width)``, or all, ``(tokens, width)``.
     """
 
     def everywhere(layer: Layer, states: Tensor) -> Tensor:
@@ -205,14 +208,14 @@ def encode(layers: Sequence[Layer], states: Tensor, layout: Layout, taps: Taps |
     taps.leave(0, states)
     for number, layer in enumerate(layers, 1):
         taps.enter(number, layer.mixing, states, layout)
-        shortened = layer is layers[-1] and number not in taps.states_of
+        shortened = layer is layers[-1] and number not in taps.states_of and not whole
         run = at_first if shortened else everywhere
         if layer.recompute and torch.is_grad_enabled():
             states = checkpoint(run, layer, states, use_reentrant=False)
         else:
             states = run(layer, states)
         taps.leave(number, states)
-    return states if shortened else states[layout.first(1, states.device)]
+    return states if shortened or whole else states[layout.first(1, states.device)]
 
 
 def bert_forward(
@@ -232,12 +235,17 @@ def bert_forward(
         taps: filled on the way.
 
     Returns:
-        Logits ``(windows, classes)``.
+        Logits ``(windows, classes)``; of a head that finds spans ``(tokens, 2)``.
     """
     layout = Layout(batch.windows.tolist())
     segments = batch.segments if model.config.type_vocab_size > 1 else torch.zeros_like(batch.segments)
     states = embed(model, batch, layout, token_type_ids=segments[None])
-    first = encode(bert_layers(model, rule, global_tokens), states, layout, taps)
+    layers = bert_layers(model, rule, global_tokens)
+    spans = getattr(model, "qa_classifier", None) or getattr(model, "qa_outputs", None)
+    if spans is not None:
+        found: Tensor = spans(encode(layers, states, layout, taps, whole=True))
+        return found
+    first = encode(layers, states, layout, taps)
     pooler = getattr(model.base_model, "pooler", None)
     if hasattr(model, "dropout") and pooler is not None:
         first = model.dropout(pooler(first.unsqueeze(1)))

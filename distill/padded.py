@@ -62,7 +62,13 @@ def forward(model: Any, config: Any, batch: Batch) -> Tensor:
     """Run a stock classifier; right for every model whose attention mask hides the padding entirely.
 
     Returns:
-        Logits ``(windows, classes)``.
+        Logits ``(windows, classes)``; of a head that finds spans ``(tokens, 2)``.
     """
-    logits: Tensor = model(**inputs(model, batch)).logits
+    import torch
+
+    arguments = inputs(model, batch)
+    output = model(**arguments)
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], 2)[arguments["attention_mask"].bool()]
+    logits: Tensor = output.logits
     return logits

@@ -1,4 +1,4 @@
-"""Classify a file of documents with a finished run. Knows no architecture."""
+"""Classify a file of documents, or find answers in them, with a finished run. Knows no architecture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from distill import models, thresholds
+from distill import models, spans, thresholds
 from distill.errors import DataError, UsageError, nearest
 from distill.files import read_json, replacing
 from distill.progress import track
@@ -109,6 +109,9 @@ def predict(
 ) -> None:
     """Write a line of JSON for each document: ``label`` (or ``labels``, ``value``) and ``probabilities``.
 
+    Of spans: ``answer``, the characters where it begins (``start``) and ends (``end``), null where there is none, and
+    ``score``, its probability as that of its first unit times that of its last.
+
     The labels of a multi-label task are those above the model's thresholds, one half where it has none.
     """
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
@@ -117,6 +120,10 @@ def predict(
     predictor = models.load_predictor(folder.model)
     task = read_json(folder.model / models.ABOUT)["task"]
     kind = task["kind"]
+    if kind == "span" and text_pair is None:
+        raise UsageError(
+            f"{folder.name} finds answers in a second text: add --text and --text-pair (the columns question and context)"
+        )
     fitted = [task["thresholds"][name] for name in predictor.labels] if "thresholds" in task else None
     with ExitStack() as stack:
         target = stack.enter_context(replacing(output)) if output else None
@@ -127,11 +134,21 @@ def predict(
             logits = predictor.logits(part)
             chances = probabilities(kind, logits)
             answers = thresholds.given(logits, fitted) if fitted else predictions(kind, logits)
-            for answer, chance in zip(answers, chances, strict=True):
-                stream.write(
-                    json.dumps(_line(kind, predictor.labels, answer, chance), ensure_ascii=False) + "\n"
+            for (_, context), answer, chance in zip(part, answers, chances, strict=True):
+                line = (
+                    _found(context or "", answer, chance)
+                    if kind == "span"
+                    else _line(kind, predictor.labels, answer, chance)
                 )
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             progress.advance(len(part))
+
+
+def _found(context: str, answer: Any, chance: Any) -> dict[str, Any]:
+    start, end = spans.place(context, answer) or (None, None)
+    score = float(chance[answer[0], 0] * chance[answer[1], 1])
+    text = "" if start is None else context[start:end]
+    return {"answer": text, "start": start, "end": end, "score": round(score, 6)}
 
 
 def _line(kind: str, labels: list[str], answer: Any, chance: Any) -> dict[str, Any]:

@@ -21,6 +21,13 @@ POSITIONS = "embeddings.position_embeddings.weight"
 """Name of the table of positions inside an encoder that has one."""
 
 
+def head(task: TaskSpec) -> Any:
+    """Return transformers' auto class of encoders with the head that the task needs."""
+    from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+    return AutoModelForQuestionAnswering if task.kind == "span" else AutoModelForSequenceClassification
+
+
 def read_config(checkpoint: str, key: str, model_types: tuple[str, ...] = ()) -> Any:
     """Read a checkpoint's transformers configuration; of any model type where none is given.
 
@@ -117,14 +124,12 @@ def classifier(
         RecipeError: there are fewer positions, and ``lengthen`` is off or there is no table of them.
         DataError: weights beside the head's are missing.
     """
-    from transformers import AutoModelForSequenceClassification
-
     section = key.partition(".")[0]
     known = getattr(found, "max_position_embeddings", None)
     positions = max_length if known is None else int(known) - first
     if max_length <= positions or not lengthen:
         check_length(max_length, positions, section, may_lengthen=True)
-        return from_checkpoint(AutoModelForSequenceClassification, checkpoint, key, task, **changes)
+        return from_checkpoint(head(task), checkpoint, key, task, **changes)
     weights = backbone_weights(checkpoint, key)
     if POSITIONS not in weights:
         raise RecipeError(
@@ -135,7 +140,7 @@ def classifier(
     for field, value in {**changes, "max_position_embeddings": len(weights[POSITIONS])}.items():
         setattr(found, field, value)
     found.num_labels = task.classes
-    model = AutoModelForSequenceClassification.from_config(found)
+    model = head(task).from_config(found)
     own = set(model.base_model.state_dict())
     fill(
         model, {f"{model.base_model_prefix}.{n}": w for n, w in weights.items() if n in own}, checkpoint, key

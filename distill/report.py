@@ -15,7 +15,7 @@ from distill import chart
 from distill.comparison import Comparison, Figure, Row
 from distill.files import write_text
 from distill.runs import RunFolder, runs_folder
-from distill.tasks import LOWER_IS_BETTER
+from distill.tasks import LOWER_IS_BETTER, METRICS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,6 +62,11 @@ def table(comparison: Comparison, width: int = 120) -> Table:
     mark = "▼"  # a student below TF-IDF must be seen without reading the notes
     columns: list[tuple[str, bool, Callable[[Row], str]]] = [
         (metric, True, lambda row: _figure(row.quality) + (f" {mark}" if row.below else "")),
+        *(
+            (name, True, lambda row, name=name: _figure(row.figures.get(name)))
+            for name in METRICS["span"]
+            if comparison.task.kind == "span" and name != metric
+        ),
         (f"other {metric}", True, lambda row: _figure(row.figures.get(f"other_{metric}"))),
         ("gap closed", True, _gap),
         ("agree", wide, lambda row: _figure(row.agreement, spread=False)),

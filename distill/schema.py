@@ -33,7 +33,8 @@ def _twice(names: Sequence[str]) -> str | None:
 class Task(Strict):
     """What is predicted."""
 
-    kind: Literal["single_label", "multi_label", "regression"] = "single_label"
+    kind: Literal["single_label", "multi_label", "regression", "span"] = "single_label"
+    """span: the answer to the question in data.text is a stretch of data.text_pair, or none (see spans.py)."""
     labels: list[str] | None = None
     """Class names in the order of their numbers; found in the data where absent."""
     metric: str | None = None
@@ -50,8 +51,12 @@ class Task(Strict):
             raise ValueError(f"labels holds {twice!r} twice")
         if self.thresholds != "half" and self.kind != "multi_label":
             raise ValueError(f"thresholds: {self.thresholds} needs kind: multi_label, not {self.kind}")
-        if self.class_weights != "none" and self.kind == "regression":
-            raise ValueError("class_weights has no meaning for kind: regression")
+        if self.class_weights != "none" and self.kind in ("regression", "span"):
+            raise ValueError(f"class_weights has no meaning for kind: {self.kind}")
+        if self.labels is not None and self.kind == "span":
+            raise ValueError(
+                "labels has no meaning for kind: span; data.label names the column of the answers"
+            )
         if isinstance(self.class_weights, str) and self.class_weights not in ("none", "balanced"):
             raise ValueError(
                 f"class_weights: must be none, balanced or numbers by label, not {self.class_weights!r:.60}"
@@ -157,7 +162,8 @@ class Data(Strict):
     text: str = "text"
     text_pair: str | None = None
     label: str | Annotated[list[str], Field(min_length=1)] = "label"
-    """The label's column; several columns of 0 and 1 for a multi-label task."""
+    """The label's column; several columns of 0 and 1 for a multi-label task. For spans one of mappings as in SQuAD,
+    ``{"text": ["Paris"], "answer_start": [12]}`` in characters, with empty lists where there is no answer."""
     label_separator: str | None = None
     """What stands between the labels in one column of a multi-label task."""
     where: dict[str, str | int | float | bool | list[str | int | float | bool]] = {}
@@ -390,7 +396,8 @@ class Student(Model):
     """How several teachers' logits become one target."""
     calibrate: bool = False
     """Divide the target's logits by the temperature that gives the validation labels the least NLL, before any
-    term reads them (Guo et al. 2017); a term's own temperature comes on top. Not for regression."""
+    term reads them (Guo et al. 2017); a term's own temperature comes on top. Not for regression
+    and spans."""
 
     @property
     def reads_unlabelled(self) -> bool:
@@ -488,13 +495,47 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        if self.data.text_pair and {self.teacher.view, self.student.view} != {"head"}:
+        views = {self.teacher.view, self.student.view}
+        if self.data.text_pair and self.task.kind != "span" and views != {"head"}:
             raise ValueError("text pairs are read with view: head")
         if isinstance(self.data.label, list) and self.task.kind != "multi_label":
             raise ValueError(f"several label columns need task.kind: multi_label, not {self.task.kind}")
         for section, model in (("teacher", self.teacher), ("student", self.student)):
-            if self.task.kind == "regression" and model.train.label_smoothing:
-                raise ValueError(f"{section}.train.label_smoothing has no meaning for task.kind: regression")
+            if self.task.kind in ("regression", "span") and model.train.label_smoothing:
+                raise ValueError(
+                    f"{section}.train.label_smoothing has no meaning for task.kind: {self.task.kind}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _spans_can_be_read(self) -> Recipe:
+        if self.task.kind != "span":
+            return self
+        if self.data.text_pair is None:
+            raise ValueError(
+                "task.kind: span looks for an answer in a second text; set data.text=question and data.text_pair=context"
+            )
+        for section, model in (("teacher", self.teacher), ("student", self.student)):
+            if model.architecture == "tfidf":
+                raise ValueError(
+                    "student.architecture: tfidf finds no spans; take a student that reads tokens"
+                )
+            if model.view != "chunks":
+                raise ValueError(
+                    f"{section}.view: {model.view} would not read all of a context; task.kind: span needs view: chunks"
+                )
+            if model.max_length < 16 or 3 * model.overlap >= model.max_length:
+                raise ValueError(
+                    f"{section}.overlap: must be less than a third of max_length, and that 16 or more, for task.kind: "
+                    "span: a question may take another third"
+                )
+            if model.engine == "stock":
+                raise ValueError(f"{section}.engine: stock finds no spans; take engine: packed")
+        for number, term in enumerate(self.student.losses):
+            if term.kind not in ("hard", "soft"):
+                raise ValueError(
+                    f"student.losses.{number}: {term.kind} is not for task.kind: span; take kind: soft"
+                )
         return self
 
     @model_validator(mode="after")
@@ -530,8 +571,8 @@ class Recipe(Strict):
                         f"student.losses.{number}: {term.kind} compares layers, and {missing[found]}; "
                         "take kind: soft" + (", or engine: packed" if found == "stock" else "")
                     )
-        if self.student.calibrate and self.task.kind == "regression":
-            raise ValueError("student.calibrate has no meaning for task.kind: regression")
+        if self.student.calibrate and self.task.kind in ("regression", "span"):
+            raise ValueError(f"student.calibrate has no meaning for task.kind: {self.task.kind}")
         if self.student.calibrate and "validation" not in self.cache.splits:
             raise ValueError(
                 "student.calibrate needs the teacher's logits of validation; add it to cache.splits"

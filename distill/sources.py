@@ -61,12 +61,14 @@ def check_text(dataset: datasets.Dataset, columns: Sequence[str], where: str) ->
 
 
 def as_text(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Make every column a string (a column of numbers is read as numbers by some formats)."""
+    """Make every column of values a string (a column of numbers is read as numbers by some formats)."""
     import datasets
 
-    if all(feature.dtype in ("string", "large_string") for feature in dataset.features.values()):
+    values = {n: f.dtype for n, f in dataset.features.items() if isinstance(f, datasets.Value)}
+    if all(dtype in ("string", "large_string") for dtype in values.values()):
         return dataset
-    return dataset.cast(datasets.Features({name: datasets.Value("string") for name in dataset.column_names}))
+    text = dict.fromkeys(values, datasets.Value("string"))
+    return dataset.cast(datasets.Features({**dataset.features, **text}))
 
 
 def resolve(address: str, key: str = "data.source") -> Path | None:

@@ -161,7 +161,7 @@ def steps_of(student: Student, rows: Mapping[str, Rows] | Mapping[str, Encoded])
 def train_students(
     job: StudentJob, corpus: Corpus | None = None, kept: fitting.Kept | None = None
 ) -> list[RunFolder]:
-    """Train a student for each seed, each with its control, and the TF-IDF baseline of the same rows.
+    """Train a student for each seed, each with its control, and the TF-IDF baseline of the same rows, where the task has one.
 
     Runs of the group that have finished are left as they are, so that calling this again goes on.
 
@@ -191,7 +191,7 @@ def train_students(
         encoded = fitting.encode_splits(probe, corpus, {} if kept is None else kept)
         del probe
         result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()}, beside)
-    if job.trains("baseline"):
+    if job.trains("baseline") and corpus.task.kind != "span":
         result.append(_baseline(job, recipe, corpus))
     return result
 
@@ -266,8 +266,8 @@ def _train_group(
 
 
 def _list_suspects(folder: RunFolder, corpus: Corpus, targets: Targets, *, tell: bool) -> None:
-    """Write down the training labels that the teacher contradicts; a number has no probability to doubt."""
-    if corpus.task.kind == "regression" or not processes.is_main():
+    """Write down the training labels that the teacher contradicts: those that are classes, which it may doubt."""
+    if corpus.task.kind in ("regression", "span") or not processes.is_main():
         return
     rows = corpus.splits["train"]
     found = suspects.find(corpus.task, targets.lookup(rows.row_id), rows)

@@ -128,7 +128,7 @@ def combinations(
     *,
     control: bool,
 ) -> list[Combination]:
-    """List what is to be trained, TF-IDF first, then each combination before its control.
+    """List what is to be trained, TF-IDF first, where the task has it, then each combination before its control.
 
     Args:
         recipe: a name or a file.
@@ -158,7 +158,7 @@ def combinations(
         return Combination(student, label, _safe(name, LONGEST), role, found, against)
 
     plain = recipes.load(recipe, settings, students[0])
-    result = [Combination("tfidf", "tfidf", group, "baseline", plain)]
+    result = [Combination("tfidf", "tfidf", group, "baseline", plain)] if plain.task.kind != "span" else []
     known: set[str] = set()
     for student in students:
         for chosen in itertools.product(*grid.values()):

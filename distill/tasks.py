@@ -5,6 +5,9 @@
 | single_label | (n,) class numbers    | (n, classes)        | softmax       | accuracy            |
 | multi_label  | (n, classes) of 0, 1  | (n, classes)        | sigmoid       | micro_f1            |
 | regression   | (n,) numbers          | (n, 1)              | none          | pearson             |
+| span         | (n, 2) units          | (n, units, 2)       | softmax       | f1                  |
+
+An answer is two choices of one among the units of a text, its first and its last (see spans.py).
 """
 
 from __future__ import annotations
@@ -20,12 +23,16 @@ from distill.errors import RecipeError, nearest
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
-Kind = Literal["single_label", "multi_label", "regression"]
+Kind = Literal["single_label", "multi_label", "regression", "span"]
+UNREAD = -30000.0
+"""Logit of a unit that a document does not have, or a model has not read: its probability is 0, no difference of two
+such is NaN, and float16 holds it exactly."""
 
 METRICS: dict[Kind, tuple[str, ...]] = {
     "single_label": ("accuracy", "f1", "precision", "recall", "matthews", "nll"),
     "multi_label": ("micro_f1", "macro_f1", "roc_auc", "average_precision", "nll"),
     "regression": ("pearson", "spearman", "mse"),
+    "span": ("f1", "exact_match"),
 }
 """Names that each kind reports; the first one selects by default."""
 LOWER_IS_BETTER = frozenset({"nll", "mse"})
@@ -37,7 +44,7 @@ class TaskSpec:
 
     kind: Kind
     labels: tuple[str, ...]
-    """Class names in the order of the logits; one name, the label column's, for regression."""
+    """Class names in the order of the logits; one name, the label column's, for regression; start, end for span."""
     metric: str
 
     @property
@@ -46,8 +53,10 @@ class TaskSpec:
         return len(self.labels)
 
     @property
-    def problem_type(self) -> str:
-        """The name that transformers has for this kind."""
+    def problem_type(self) -> str | None:
+        """The name that transformers has for this kind, if any."""
+        if self.kind == "span":
+            return None
         return self.kind if self.kind == "regression" else f"{self.kind}_classification"
 
 
@@ -65,20 +74,24 @@ def check_metric(kind: Kind, metric: str | None) -> str:
 
 
 def log_probabilities(kind: Kind, logits: Array) -> Array:
-    """Log-probability of each class: log softmax over classes, or log sigmoid of each one."""
+    """Log-probability of each class: log softmax over classes (or units), or log sigmoid of each one."""
     if kind == "multi_label":
         return np.asarray(-np.logaddexp(0, -logits.astype(np.float64)))
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def probabilities(kind: Kind, logits: Array) -> Array:
-    """Probability of each class ``(n, classes)``; the prediction itself for regression."""
+    """Probability of each class ``(n, classes)`` or unit; the prediction itself for regression."""
     return logits if kind == "regression" else np.exp(log_probabilities(kind, logits))
 
 
 def predictions(kind: Kind, logits: Array) -> Array:
-    """Most probable class ``(n,)``, classes above one half ``(n, classes)``, or the number ``(n,)``."""
+    """Most probable class ``(n,)`` or answer ``(n, 2)``, classes above one half ``(n, classes)``, or the number ``(n,)``."""
+    if kind == "span":
+        from distill import spans
+
+        return spans.best(logits)
     if kind == "single_label":
         return np.asarray(logits.argmax(axis=-1))
     if kind == "multi_label":
@@ -100,8 +113,8 @@ def quality(kind: Kind, logits: Array, labels: Array) -> dict[str, float]:
 
     Args:
         kind: the task's kind.
-        logits: ``(n, classes)``.
-        labels: as in the module's table.
+        logits: as in the module's table.
+        labels: see there; of spans the :class:`distill.spans.Truth` of each row.
 
     Returns:
         Figures by the names in ``METRICS[kind]``. F1, precision and recall of two classes are those of
@@ -112,6 +125,10 @@ def quality(kind: Kind, logits: Array, labels: Array) -> dict[str, float]:
     from sklearn import metrics
 
     predicted = predictions(kind, logits)
+    if kind == "span":
+        from distill import spans
+
+        return spans.figures(predicted, labels)
     if kind == "regression":
         constant = len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0
         return {

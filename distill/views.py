@@ -3,8 +3,8 @@
 head       the first tokens
 tail       the last tokens
 head_tail  half of the window from each end (Sun et al. 2019, section 5.3.1)
-chunks     several windows from the beginning on; their logits are averaged before the loss, so
-that the pooled logit is what meets the teacher's
+chunks     several windows from the beginning on; their logits are pooled before the loss (see pooling.py),
+so that the pooled logit is what meets the teacher's
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def build(kind: Any, made: Any, teacher: Path | None, max_length: int, lengthen:
     """Build a classifier with its teacher's embeddings.
 
     Args:
-        kind: transformers' class of a BERT or DistilBERT classifier.
+        kind: makes a BERT or DistilBERT with its head of a configuration.
         made: its configuration; the tables' sizes are set here.
         teacher: the teacher's model folder.
         max_length: tokens of the student's window.

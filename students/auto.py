@@ -54,19 +54,20 @@ def padding(model: Any, config: Config) -> Padding | None:
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from the checkpoint; the head is new where it has none of the task's width."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
-    )
+    from transformers.models.auto import modeling_auto
 
     from distill import pretrained
     from distill.errors import RecipeError
 
     key = "student.checkpoint"
     found = pretrained.read_config(config.checkpoint, key)
-    if found.model_type not in CLASSIFIERS:
+    heads, name = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "sequence classifier"
+    if task.kind == "span":
+        heads, name = modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "finder of answers"
+    if found.model_type not in heads:
         raise RecipeError(
-            f"{key}: {config.checkpoint} is a {found.model_type} model, which transformers has no sequence "
-            "classifier for; take an encoder such as a BERT"
+            f"{key}: {config.checkpoint} is a {found.model_type} model, which transformers has no {name} for; "
+            "take an encoder such as a BERT"
         )
     model = pretrained.classifier(
         config.checkpoint, key, task, found, config.max_length, first=pretrained.reserved(found), lengthen=config.lengthen,

@@ -56,7 +56,7 @@ class Config(Student):
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from the checkpoint, or from scratch."""
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertConfig
 
     from distill import pretrained
     from distill.errors import RecipeError
@@ -85,6 +85,6 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     made = BertConfig(**{**fields, **config.config}, num_labels=task.classes)
     if config.init == "teacher_embeddings":
         return _embeddings.build(
-            BertForSequenceClassification, made, teacher, config.max_length, config.lengthen
+            pretrained.head(task).from_config, made, teacher, config.max_length, config.lengthen
         )
-    return BertForSequenceClassification(made)
+    return pretrained.head(task).from_config(made)

@@ -48,7 +48,7 @@ def positions(config: Any) -> int:
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from the checkpoint, or from scratch."""
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+    from transformers import DistilBertConfig
 
     from distill import pretrained
     from distill.students import _embeddings
@@ -68,20 +68,25 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
     made = DistilBertConfig(**fields, num_labels=task.classes)
     if config.init == "teacher_embeddings":
         return _embeddings.build(
-            DistilBertForSequenceClassification, made, teacher, config.max_length, config.lengthen
+            pretrained.head(task).from_config, made, teacher, config.max_length, config.lengthen
         )
-    return DistilBertForSequenceClassification(made)
+    return pretrained.head(task).from_config(made)
 
 
 def forward(model: Any, config: Config, batch: Batch, taps: Taps | None = None) -> Tensor:
-    """Run the classifier; logits ``(windows, classes)``."""
+    """Run the classifier; logits ``(windows, classes)``, or of a head that finds spans ``(tokens, 2)``."""
     from distill import packed
     from distill.attention import Layout
 
     layout = Layout(batch.windows.tolist())
     layers = [_layer(block, model) for block in model.distilbert.transformer.layer]
-    first = packed.encode(layers, packed.embed(model, batch, layout), layout, taps)
-    logits: Tensor = model.classifier(model.dropout(model.pre_classifier(first).relu()))
+    states = packed.embed(model, batch, layout)
+    logits: Tensor
+    if hasattr(model, "qa_outputs"):
+        logits = model.qa_outputs(model.dropout(packed.encode(layers, states, layout, taps, whole=True)))
+        return logits
+    first = packed.encode(layers, states, layout, taps)
+    logits = model.classifier(model.dropout(model.pre_classifier(first).relu()))
     return logits
 
 

@@ -54,7 +54,7 @@ def padding(model: Any, config: Config) -> Padding | None:
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from the checkpoint, or from scratch."""
-    from transformers import FNetConfig, FNetForSequenceClassification
+    from transformers import FNetConfig
 
     from distill import pretrained
 
@@ -63,7 +63,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         found = pretrained.read_config(config.checkpoint, key, (MODEL_TYPE,))
         pretrained.check_length(config.max_length, positions(found), "student")
         return pretrained.from_checkpoint(
-            FNetForSequenceClassification, config.checkpoint, key, task, **config.config
+            pretrained.head(task), config.checkpoint, key, task, **config.config
         )
     fields = {
         "vocab_size": len(tokenizer),
@@ -71,7 +71,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         "max_position_embeddings": max(512, config.max_length),
         **config.config,
     }
-    return FNetForSequenceClassification(FNetConfig(**fields, num_labels=task.classes))
+    return pretrained.head(task).from_config(FNetConfig(**fields, num_labels=task.classes))
 
 
 class Fourier:
@@ -103,7 +103,7 @@ class Fourier:
 
 
 def forward(model: Any, config: Config, batch: Batch, taps: Taps | None = None) -> Tensor:
-    """Run the classifier; logits ``(windows, classes)``."""
+    """Run the classifier; logits ``(windows, classes)``, or of a head that finds spans ``(tokens, 2)``."""
     import torch
 
     from distill import packed, padded
@@ -117,10 +117,15 @@ def forward(model: Any, config: Config, batch: Batch, taps: Taps | None = None) 
     act = packed.activation(model.config.hidden_act)
     states = packed.embed(model, batch, layout, token_type_ids=batch.segments[None])
     layers = [_layer(layer, act) for layer in model.fnet.encoder.layer]
+    logits: Tensor
+    if hasattr(model, "qa_outputs"):
+        found = packed.encode(layers, states, layout, taps, whole=True)
+        logits = model.qa_outputs(found if text is None else found[text])
+        return logits
     first = packed.encode(layers, states, layout, taps)
     if taps is not None and text is not None:
         taps.keep(text)
-    logits: Tensor = model.classifier(model.dropout(model.fnet.pooler(first.unsqueeze(1))))
+    logits = model.classifier(model.dropout(model.fnet.pooler(first.unsqueeze(1))))
     return logits
 
 

@@ -59,7 +59,7 @@ class Config(Student):
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build an FNet, and carry the checkpoint's weights over to it."""
     import torch
-    from transformers import FNetConfig, FNetForSequenceClassification
+    from transformers import FNetConfig
 
     from distill import pretrained
 
@@ -82,7 +82,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         "max_position_embeddings": len(weights[pretrained.POSITIONS]),
         **config.config,
     }
-    model = FNetForSequenceClassification(FNetConfig(**fields, num_labels=task.classes))
+    model = pretrained.head(task).from_config(FNetConfig(**fields, num_labels=task.classes))
     own = set(model.state_dict())
     named = {f"fnet.{n.replace('attention.output.', 'fourier.output.')}": w for n, w in weights.items()}
     pretrained.fill(model, {n: w for n, w in named.items() if n in own}, config.checkpoint, key)

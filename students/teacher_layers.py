@@ -40,7 +40,7 @@ class Config(Student):
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build the sibling and copy the teacher's weights into it; the head is new."""
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModel
 
     from distill import pretrained
 
@@ -75,9 +75,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         "max_position_embeddings": len(weights[table]),
         **config.config,
     }
-    model = AutoModelForSequenceClassification.from_config(
-        AutoConfig.for_model(kind, **fields, num_labels=task.classes)
-    )
+    model = pretrained.head(task).from_config(AutoConfig.for_model(kind, **fields, num_labels=task.classes))
     own = set(model.state_dict())
     picked = {}
     for at, layer in enumerate(config.layers):

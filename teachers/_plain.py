@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from distill import pretrained
 from distill.schema import Teacher
@@ -43,7 +43,7 @@ def build(
         if "max_position_embeddings" not in config.config:
             made.max_position_embeddings = config.max_length + reserved(made)
         pretrained.check_length(config.max_length, positions(made), "teacher")
-        return AutoModelForSequenceClassification.from_config(made)
+        return pretrained.head(task).from_config(made)
     key = "teacher.checkpoint"
     found = pretrained.read_config(config.checkpoint, key, (model_type,))
     return pretrained.classifier(

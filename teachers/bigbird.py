@@ -80,17 +80,21 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
 
 def freeze_unread(model: Any) -> None:
     """Leave the pooler out of training: the head does not read it, and several processes would wait for gradients."""
-    model.bert.pooler.requires_grad_(False)
+    if model.bert.pooler is not None:
+        model.bert.pooler.requires_grad_(False)
 
 
 def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
-    from transformers import BigBirdConfig, BigBirdForSequenceClassification
+    from transformers import BigBirdConfig
 
     from distill import pretrained
     from distill.teachers import _lengthen
 
     key = "teacher.checkpoint"
+    # transformers finds by the separator where a question ends.
+    separator = {"sep_token_id": tokenizer.sep_token_id} if task.kind == "span" else {}
     fields = {
+        **separator,
         "attention_type": "block_sparse" if config.attention == "block_sparse" else "original_full",
         "block_size": config.block_size,
         "num_random_blocks": config.random_blocks,
@@ -104,13 +108,11 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
         }
         made = BigBirdConfig(**{**base, **fields}, num_labels=task.classes)
         pretrained.check_length(config.max_length, positions(made), "teacher")
-        return BigBirdForSequenceClassification(made)
+        return pretrained.head(task).from_config(made)
     found = pretrained.read_config(config.checkpoint, key, (MODEL_TYPE, *_lengthen.SHORT_TYPES))
     if found.model_type == MODEL_TYPE and (not config.lengthen or config.max_length <= positions(found)):
         pretrained.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
-        return pretrained.from_checkpoint(
-            BigBirdForSequenceClassification, config.checkpoint, key, task, **fields
-        )
+        return pretrained.from_checkpoint(pretrained.head(task), config.checkpoint, key, task, **fields)
     encoder = _lengthen.encoder(config, found)
     weights = {f"bert.{name.replace('pooler.dense', 'pooler')}": w for name, w in encoder.weights.items()}
     made = BigBirdConfig(
@@ -123,8 +125,9 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
         num_labels=task.classes,
     )
     weights["bert.embeddings.position_embeddings.weight"] = encoder.positions
-    model = BigBirdForSequenceClassification(made)
-    pretrained.fill(model, weights, config.checkpoint, key)
+    model = pretrained.head(task).from_config(made)
+    own = set(model.state_dict())  # a model that finds spans has no pooler
+    pretrained.fill(model, {n: w for n, w in weights.items() if n in own}, config.checkpoint, key)
     return model
 
 

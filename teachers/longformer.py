@@ -28,7 +28,9 @@ class Config(Teacher):
     window: int | list[int] = 512
     """Tokens that one token sees, half of them on each side; one number, or one for each layer."""
     global_tokens: int = Field(default=1, ge=1)
-    """How many tokens at the beginning see all and are seen by all; the first one is classified."""
+    """How many tokens at the beginning see all and are seen by all; the first one is classified. For spans give it
+    what a question takes: transformers' own forward pass makes all of that global, and finds its end by RoBERTa's three
+    separators."""
 
     @model_validator(mode="after")
     def _even(self) -> Config:
@@ -55,8 +57,10 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
 def freeze_unread(model: Any) -> None:
     """Leave the last layer's local projections out of training: only the global tokens' own are read there.
 
-    Several processes would wait for gradients of the others.
+    Several processes would wait for gradients of the others. A head that finds spans reads every token.
     """
+    if hasattr(model, "qa_outputs"):
+        return
     last = model.longformer.encoder.layer[-1].attention.self
     for part in (last.query, last.key, last.value):
         part.requires_grad_(False)
@@ -64,7 +68,7 @@ def freeze_unread(model: Any) -> None:
 
 def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
     import torch
-    from transformers import LongformerConfig, LongformerForSequenceClassification
+    from transformers import LongformerConfig
 
     from distill import pretrained
     from distill.teachers import _lengthen
@@ -88,14 +92,12 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
         if "max_position_embeddings" not in config.config:
             made.max_position_embeddings = config.max_length + made.pad_token_id + 1
         pretrained.check_length(config.max_length, positions(made), "teacher")
-        return LongformerForSequenceClassification(made)
+        return pretrained.head(task).from_config(made)
     found = pretrained.read_config(config.checkpoint, key, (MODEL_TYPE, *_lengthen.SHORT_TYPES))
     if found.model_type == MODEL_TYPE and (not config.lengthen or config.max_length <= positions(found)):
         pretrained.check_length(config.max_length, positions(found), "teacher", may_lengthen=True)
         fields = {"attention_window": windows(found.num_hidden_layers), **config.config}
-        return pretrained.from_checkpoint(
-            LongformerForSequenceClassification, config.checkpoint, key, task, **fields
-        )
+        return pretrained.from_checkpoint(pretrained.head(task), config.checkpoint, key, task, **fields)
     encoder = _lengthen.encoder(config, found)
     pad = int(encoder.fields["pad_token_id"])
     # Longformer numbers its tokens from pad + 1 on, and has no pooler.
@@ -118,7 +120,7 @@ def _build(config: Config, task: TaskSpec, tokenizer: Any) -> Any:
             if f".{kind}." in name:
                 weights.setdefault(name.replace(f".{kind}.", f".{kind}_global."), weights[name].clone())
     weights["embeddings.position_embeddings.weight"] = positions_table
-    model = LongformerForSequenceClassification(made)
+    model = pretrained.head(task).from_config(made)
     pretrained.fill(model, {f"longformer.{n}": w for n, w in weights.items()}, config.checkpoint, key)
     return model
 

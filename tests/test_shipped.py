@@ -29,8 +29,8 @@ torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
 
 TEACHER = {"checkpoint": None, "lengthen": False, "config": TINY, "max_length": 64}
 STUDENTS: dict[str, dict[str, Any]] = {
-    "bert_miniature": {"checkpoint": None, "config": TINY, "max_length": 24, "max_windows": 2},
-    "teacher_layers": {"layers": [0, 1], "max_length": 24},
+    "bert_miniature": {"checkpoint": None, "config": TINY, "max_windows": 2},
+    "teacher_layers": {"layers": [0, 1]},
 }
 TRAIN = {"max_steps": 2, "batch_size": 8, "tokens_per_batch": 1024, "precision": "fp32"}
 
@@ -48,6 +48,16 @@ def answers(recipe: Recipe, number: int) -> dict[str, Any]:
     return {column: names[number % len(names)]}
 
 
+def span(context: str, number: int) -> dict[str, Any]:
+    """Write where a row's answer stands: its third word, or nowhere."""
+    word = context.split()[2]
+    return (
+        {"text": [word], "answer_start": [context.index(f" {word} ") + 1]}
+        if number % 4
+        else {"text": [], "answer_start": []}
+    )
+
+
 def write_source(recipe: Recipe, split: str, folder: Path) -> Path:
     """Write a split of the source with the recipe's columns, five rows and more of each class."""
     data, rng = recipe.data, np.random.default_rng(len(split))
@@ -56,7 +66,14 @@ def write_source(recipe: Recipe, split: str, folder: Path) -> Path:
     rows: list[dict[str, Any]] = []
     for number in range(max(60, 5 * len(recipe.task.labels or []))):
         written = {column: f"{sentence(rng, number % 2, 20)} {split} {number}" for column in texts}
-        rows.append({**written, **where, **answers(recipe, number)})
+        found = span(written[texts[1]], number) if recipe.task.kind == "span" else answers(recipe, number)
+        rows.append(
+            {**written, **where, **({str(data.label): found} if recipe.task.kind == "span" else found)}
+        )
+    if recipe.task.kind == "span":
+        path = folder / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
     tabs = data.format == "tsv"
     path = folder / f"{split}.{'tsv' if tabs else 'csv'}"
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -71,8 +88,11 @@ def small(name: str, folder: Path, wordpiece: Path, bpe: Path) -> Recipe:
     whole = recipes.load(name)
     splits = {key: split for key, split in whole.data.splits if split is not None}
     sources = {one.source: str(write_source(whole, one.source, folder)) for one in splits.values()}
+    room = {"max_length": 24} if whole.task.kind != "span" else {"max_length": 32, "overlap": 8}
     teacher: dict[str, Any] = {**TEACHER, "tokenizer": str(bpe if whole.teacher.architecture in ("roberta", "longformer") else wordpiece)}  # fmt: skip
-    student = STUDENTS[whole.student.architecture]
+    student = {**STUDENTS[whole.student.architecture], **room}
+    if whole.task.kind == "span":
+        teacher["overlap"] = 8
     if student.get("config"):
         student = {**student, "tokenizer": str(wordpiece)}
     changes: dict[str, Any] = {"data.source": sources, "cache.precision": "fp32"}
@@ -96,12 +116,15 @@ def test_a_shipped_recipe_runs_to_its_comparison(
     job = StudentJob(["t"], recipe.dump(), name, recipe.student.architecture, "s", seeds=1, control=True)
     stages.train_students(job)
     found = compare(collect(["s"]))
+    baseline = {} if recipe.task.kind == "span" else {"baseline": ["s-tfidf"]}
     assert {row.role: row.runs for row in found.rows} == {
-        "teacher": ["t"], "baseline": ["s-tfidf"], "distilled": ["s"], "control": ["s-control"]
+        "teacher": ["t"], **baseline, "distilled": ["s"], "control": ["s-control"]
     }  # fmt: skip
     assert found.metric == (recipe.task.metric or METRICS[recipe.task.kind][0])
     columns = recipe.data.label if isinstance(recipe.data.label, list) else [recipe.data.label]
-    assert list(found.task.labels) == (recipe.task.labels or columns)
+    assert list(found.task.labels) == (
+        ["start", "end"] if recipe.task.kind == "span" else recipe.task.labels or columns
+    )
     for row in found.rows:
         assert {name for name in METRICS[recipe.task.kind] if name not in row.figures} == set()
         assert all(math.isfinite(figure.mean) for figure in row.figures.values())
