@@ -200,7 +200,9 @@ def fit(
         )  # fmt: skip
         tokens = recipe.evaluation.tokens_per_batch
         found = {
-            name: inference.predict_all(model, encoded[name], tokens, precision, accelerator)
+            name: inference.predict_all(
+                model, encoded[name], tokens, precision, accelerator, f"{folder.name}: measuring {name}"
+            )
             for name in MEASURED
             if name in encoded
         }

@@ -15,7 +15,7 @@ from distill.batching import collate, micro_batches, share
 from distill.encoding import Encoded
 from distill.errors import Diverged, OutOfMemory, RecipeError
 from distill.models import Classifier
-from distill.progress import Tracker
+from distill.progress import Tracker, track
 from distill.tasks import Array, Floats
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -91,11 +91,17 @@ def predict(
 
 
 def predict_all(
-    model: Classifier, data: Encoded, tokens_per_batch: int, precision: Precision, accelerator: Any
+    model: Classifier,
+    data: Encoded,
+    tokens_per_batch: int,
+    precision: Precision,
+    accelerator: Any,
+    title: str | None = None,
 ) -> Floats:
     """Compute logits of a whole split, shared among all processes; every process gets all of them.
 
-    Each document is computed once: its logits are added to the other processes' zeros, which is exact.
+    Each document is computed once: its logits are added to the other processes' zeros, which is exact. With a
+    ``title`` the progress is shown.
 
     Raises:
         Diverged: a logit is not finite. (An accuracy can be computed of NaN, and would look like a figure.)
@@ -106,7 +112,11 @@ def predict_all(
     mine = share(everything, data.tokens, accelerator.process_index, accelerator.num_processes)
     result = data.blank(everything, model.task.classes)
     result[np.setdiff1d(everything, mine)] = 0
-    found = predict(model, data, mine, tokens_per_batch, precision)
+    shown = (
+        contextlib.nullcontext() if title is None else track(title, int(data.tokens[mine].sum()), "tokens")
+    )
+    with shown as progress:
+        found = predict(model, data, mine, tokens_per_batch, precision, progress)
     result[mine, : found.shape[1]] = found
     model.train(training)
     if accelerator.num_processes > 1:

@@ -515,6 +515,10 @@ class Recipe(Strict):
             raise ValueError(
                 "task.kind: span looks for an answer in a second text; set data.text=question and data.text_pair=context"
             )
+        if self.data.augment is not None:
+            raise ValueError(
+                "data.augment leaves words out, the question's and the answer's too: not for task.kind: span"
+            )
         for section, model in (("teacher", self.teacher), ("student", self.student)):
             if model.architecture == "tfidf":
                 raise ValueError(

@@ -594,6 +594,7 @@ def test_a_wrong_answer_is_one_line_and_exit_code_4(span_recipe: Any, runs: Path
     ("changes", "message"),
     [
         ({"data.text_pair": None}, "set data.text=question and data.text_pair=context"),
+        ({"data.augment": {}}, "data.augment leaves words out"),
         ({"teacher.view": "head"}, "teacher.view: head would not read all"),
         ({"student.view": "head_tail"}, "student.view: head_tail would not read all"),
         ({"student.overlap": 8}, "student.overlap: must be less than a third of max_length"),
