@@ -65,6 +65,8 @@ def find_teacher(name: str, key: str = "--teacher") -> TeacherRef:
             raise UsageError(
                 f"{key}: {name} has not finished ({state.status}); distill {'teacher' if state.role == 'teacher' else 'student'} --resume {name}"
             )
+        if state.role == "baseline":
+            raise UsageError(f"{key}: {name} is TF-IDF, whose logits cannot be cached; take another teacher")
         return TeacherRef(name, run.model, run)
     return TeacherRef(name, hub.checkpoint(name, key), None)
 

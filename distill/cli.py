@@ -182,14 +182,8 @@ def student(
     else:
         if student is not None:
             catalog.preset(student)
-        for one in teacher or []:
-            runs.refuse_unfinished(one)
-        own = runs.find_recipe(teacher or [])
-        if recipe is None and own is None:
-            raise UsageError(
-                "--recipe is missing: the teacher is no run here, so it has no recipe of its own"
-            )
-        found = recipes.load(recipe or str(own), set_ or [], student)
+        where, recipe_name = runs.recipe_of(teacher or [], recipe)
+        found = recipes.load(where, set_ or [], student)
         if dry_run:
             from distill import stages
 
@@ -202,7 +196,7 @@ def student(
         job = stages.StudentJob(
             teachers=list(teacher or []),
             recipe=found.dump(),
-            recipe_name=recipe or runs.find((teacher or [""])[0]).read().recipe,
+            recipe_name=recipe_name,
             student=student or found.student.architecture,
             group=runs.claim(name),
             seeds=seeds,
@@ -273,15 +267,10 @@ def sweep(
     group = sweeping.group_name(name, teacher[0])
     values = sweeping.read_grid(grid or [])
     axes = searching.read_axes(search) if search else {}
-    for one in teacher:
-        runs.refuse_unfinished(one)
-    own = runs.find_recipe(teacher)
-    if recipe is None and own is None:
-        raise UsageError("--recipe is missing: the teacher is no run here, so it has no recipe of its own")
-    recipe_name = recipe or runs.find(teacher[0]).read().recipe
+    where, recipe_name = runs.recipe_of(teacher, recipe)
     if axes:
         asked = searching.Search(
-            recipe or str(own), recipe_name, set_ or [], students.split(","), axes, teacher, group, trials or 20, seeds,
+            where, recipe_name, set_ or [], students.split(","), axes, teacher, group, trials or 20, seeds,
             control,
         )  # fmt: skip
         corpus, parts = searching.check(asked)
@@ -292,9 +281,7 @@ def sweep(
         show.comparison([name for one in best for name in one.part.names], bench=bench, report=None)
         show.best(best, corpus.task.metric)
         return
-    found = sweeping.combinations(
-        recipe or str(own), set_ or [], students.split(","), values, group, control=control
-    )
+    found = sweeping.combinations(where, set_ or [], students.split(","), values, group, control=control)
     corpus, parts = sweeping.plan(found, recipe_name, teacher, group, seeds)
     show.sweep(parts)
     if dry_run:
@@ -327,10 +314,7 @@ def cache(
     for one in split or []:
         if one not in ("train", "validation", "transfer"):
             raise UsageError(f"--split: no split {one!r} to cache; train, validation or transfer")
-    own = runs.find_recipe(teacher)
-    if recipe is None and own is None:
-        raise UsageError("--recipe is missing: the teacher is no run here, so it has no recipe of its own")
-    found = recipes.load(recipe or str(own), set_ or [])
+    found = recipes.load(runs.recipe_of(teacher, recipe)[0], set_ or [])
     from distill import caching, fitting
 
     corpus = fitting.load_corpus(found)

@@ -7,6 +7,7 @@ position. Everything that is left out is counted, and the counts are told.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "validation", "test", "test_other", "transfer"]
 SPLITS: tuple[SplitName, ...] = ("test", "test_other", "validation", "train", "transfer")
 """Most held out first: a document that stands in two of them stays in the first."""
+_NUMBER = re.compile(r"\s*[-+]?[\d.,]+(?:[eE][-+]?\d+)?\s*")
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def _kept(dataset: datasets.Dataset, data: Data, name: str, notes: list[str]) ->
     index: list[int] = []
     ids: list[int] = []
     words: list[int] = []
+    only_numbers = True
     columns = [data.text, *([data.text_pair] if data.text_pair else []), *wanted]
     at = 0
     for batch in dataset.select_columns(list(dict.fromkeys(columns))).iter(1000):
@@ -161,6 +164,7 @@ def _kept(dataset: datasets.Dataset, data: Data, name: str, notes: list[str]) ->
             if data.max_words and count > data.max_words:
                 left_out["longer than max_words"] += 1
                 continue
+            only_numbers = only_numbers and _NUMBER.fullmatch(fields[0]) is not None
             index.append(row)
             ids.append(row_id(fields[0], fields[1] if data.text_pair else None))
             words.append(count)
@@ -173,6 +177,10 @@ def _kept(dataset: datasets.Dataset, data: Data, name: str, notes: list[str]) ->
             shown = ", ".join(list(seen)[:10])
             reasons.append(f"{count:,} unlike data.where.{column}={wanted[column]} (it is {shown})")
         raise DataError(f"{name}: no rows left of {len(dataset):,}: {'; '.join(reasons)}")
+    if only_numbers:
+        raise DataError(
+            f"{name}: column {data.text!r} holds a number in every row, and no text; name the text's column in data.text"
+        )
     return np.array(index), np.array(ids, dtype=np.int64), np.array(words, dtype=np.int32)
 
 
@@ -305,8 +313,11 @@ def load(recipe: Recipe) -> Corpus:
         part = _Source(dataset, index, ids, words, values)
         if data.deduplicate and len(by_source[source]) > 1:
             part = _without_repeats(part, source, notes)
-        for use, positions in _carve(part, by_source[source], data.seed).items():
-            parts[use] = (part, positions)
+        try:
+            cut = _carve(part, by_source[source], data.seed)
+        except DataError as error:
+            raise DataError("; ".join([str(error), *notes])) from None
+        parts |= {use: (part, positions) for use, positions in cut.items()}
 
     splits: dict[SplitName, Rows] = {}
     seen = np.array([], dtype=np.int64)

@@ -100,6 +100,18 @@ def cost_of(model: Classifier | MaskedModel, settings: Train, documents: Encoded
     )
 
 
+def check(model: Classifier | MaskedModel, settings: Train, documents: Encoded) -> None:
+    """Refuse what cannot be trained here, before there is a folder of it.
+
+    Raises:
+        RecipeError: a precision that the hardware does not have, or more layers to freeze than there are.
+        DataError: the disk has too little room.
+    """
+    _precision(settings)
+    models.check_freeze(model.model, settings.freeze_layers)
+    planning.require_disk(cost_of(model, settings, documents).disk)
+
+
 def plan(
     title: str, corpus: Corpus, model: Classifier, settings: Train, trained: Sequence[str], notes: list[str]
 ) -> Plan:

@@ -249,6 +249,12 @@ def read_labels(labelled: dict[str, tuple[datasets.Dataset, Array]], data: Data,
     names = task.labels or _class_feature(first.features[data.label]) or []
     if not names:
         names = _found(_occurring(labelled, data, task), data.label)
+        joined = [name for name in names if set(name) & set(';|[]"')] if task.kind == "multi_label" else []
+        if joined and data.label_separator is None:
+            raise DataError(
+                f"column {data.label!r}: label {joined[0]!r:.60} looks like several; set data.label_separator, as ';', or "
+                "name the classes in task.labels"
+            )
     if len(names) < 2:
         only = f": {names[0]!r}" if names else ""
         raise DataError(f"column {data.label!r} has one class only{only}; there is nothing to learn")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from distill import catalog, hub, packed, padded, pooling, pretrained
 from distill.batching import Batch, Padding, collate, micro_batches
 from distill.encoding import Tokenizer, encode_texts
-from distill.errors import DataError, DistillError, RecipeError
+from distill.errors import DataError, DistillError, RecipeError, nearest
 from distill.files import read_json, replacing_folder, write_json
 from distill.schema import Model
 from distill.tasks import Floats, Kind, TaskSpec
@@ -154,11 +154,16 @@ def freeze(model: Any, embeddings: bool, lowest: int) -> None:
     Raises:
         RecipeError: the model has fewer layers.
     """
-    stack = layers(model)
-    if lowest > len(stack):
-        raise RecipeError(f"train.freeze_layers: {lowest} layers to freeze, and the model has {len(stack)}")
-    for part in [*([model.base_model.embeddings] if embeddings else []), *stack[:lowest]]:
+    check_freeze(model, lowest)
+    for part in [*([model.base_model.embeddings] if embeddings else []), *layers(model)[:lowest]]:
         part.requires_grad_(False)
+
+
+def check_freeze(model: Any, lowest: int) -> None:
+    """Raise RecipeError when a model has fewer layers than are to be frozen."""
+    has = len(layers(model))
+    if lowest > has:
+        raise RecipeError(f"train.freeze_layers: {lowest} layers to freeze, and the model has {has}")
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -212,17 +217,47 @@ def build(config: Model, section: str, task: TaskSpec, seed: int, teacher: Path 
         teacher: the teacher's model folder, for students that take something from it.
 
     Raises:
-        RecipeError: the checkpoint is of another architecture or reads fewer tokens than max_length.
+        RecipeError: the checkpoint is of another architecture or reads fewer tokens than max_length, or ``config``
+            has a field that the architecture does not have, or a value that it does not take.
         HubError: the checkpoint is neither here nor reachable.
     """
-    module = catalog.load(section, config.architecture)
     tokenizer = load_tokenizer(config, section, teacher)
     torch.manual_seed(seed)
-    model = module.build(config, task, tokenizer, teacher)
+    model = construct(config, section, task, tokenizer, teacher)
     model.config.id2label = dict(enumerate(task.labels))
     model.config.label2id = {name: number for number, name in enumerate(task.labels)}
     model.config.problem_type = task.problem_type
-    return Classifier(model, config, tokenizer, task, module)
+    return Classifier(model, config, tokenizer, task, catalog.load(section, config.architecture))
+
+
+def construct(
+    config: Model, section: str, task: TaskSpec, tokenizer: Tokenizer, teacher: Path | None = None
+) -> Any:
+    """Make transformers' model of an architecture, and refuse a configuration that it cannot have.
+
+    Args and Raises: as in :func:`build`.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    module = catalog.load(section, config.architecture)
+    try:
+        model = module.build(config, task, tokenizer, teacher)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        if not config.config:
+            raise
+        raise RecipeError(f"{section}.config: {' '.join(str(error).split())[:200]}") from None
+    fields = {*type(model.config)().to_dict(), *model.config.attribute_map} if config.config else set()
+    for field in config.config:
+        if field not in fields:
+            raise RecipeError(
+                f"{section}.config: a {model.config.model_type} has no {field!r}{nearest(field, fields)}"
+            )
+    embeddings = getattr(model.base_model, "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    if table is not None:
+        reserved = getattr(embeddings, "padding_idx", -1) + 1
+        pretrained.check_length(config.max_length, table.num_embeddings - reserved, section)
+    return model
 
 
 def read_settings(folder: Path | str) -> dict[str, Any] | None:

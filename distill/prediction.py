@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from distill import models, spans, thresholds
+from distill import models, spans, thresholds, yaml_strict
 from distill.errors import DataError, UsageError, nearest
 from distill.files import read_json, replacing
 from distill.progress import track
 from distill.runs import RunFolder
-from distill.sources import refuse_not_utf8
+from distill.sources import SUFFIXES, refuse_not_utf8
 from distill.tasks import predictions, probabilities
 
 AT_ONCE = 256
@@ -60,7 +60,9 @@ def _rows(
     stream: TextIO, file: Path, text: str, text_pair: str | None, quotes: bool
 ) -> Iterator[tuple[str, str | None]]:
     suffix = file.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
+    if suffix == ".parquet":
+        raise DataError(f"{file.name}: no parquet is read here; write a csv or a jsonl of it")
+    if suffix not in SUFFIXES:
         for line in stream:
             yield line.rstrip("\r\n"), None
         return
@@ -80,9 +82,8 @@ def _rows(
     for number, record in records:
         for column in (text, text_pair):
             if column is not None and not isinstance(record.get(column), str):
-                raise DataError(
-                    f"{file.name}, line {number}: no text in column {column!r}{nearest(column, map(str, record))}"
-                )
+                hint = "" if column in record else nearest(column, map(str, record))
+                raise DataError(f"{file.name}, line {number}: no text in column {column!r}{hint}")
         yield record[text], record[text_pair] if text_pair else None
 
 
@@ -116,6 +117,10 @@ def predict(
     """
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise UsageError(f"--output: {output} is no file in a folder that exists")
+    trained = (yaml_strict.parse(folder.recipe.read_text(encoding="utf-8"), folder.name) or {}).get("data")
+    if trained is not None and (trained["text_pair"] is None) != (text_pair is None):
+        wants = "pairs of texts; add" if text_pair is None else "single texts; leave out"
+        raise UsageError(f"{folder.name} was trained on {wants} --text-pair")
     rows = list(read(file, text, text_pair, quotes))
     predictor = models.load_predictor(folder.model)
     task = read_json(folder.model / models.ABOUT)["task"]

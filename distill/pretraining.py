@@ -115,7 +115,8 @@ def build(recipe: Recipe, teacher: Path | None = None) -> MaskedModel:
     masking = Masking(tokenizer, recipe.pretraining.masked)
     torch.manual_seed(recipe.pretraining.train.seed)
     # The architecture's own file checks the checkpoint and the length, and sizes what has none.
-    classifier = module.build(student, TaskSpec("single_label", ("0", "1"), "accuracy"), tokenizer, teacher)
+    task = TaskSpec("single_label", ("0", "1"), "accuracy")
+    classifier = models.construct(student, "student", task, tokenizer, teacher)
     if type(classifier.config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise RecipeError(
             f"student.architecture: transformers has no masked-language-model head for {student.architecture}"
@@ -232,7 +233,7 @@ def pretrain(
     folder = runs.begin_or_resume(name, resume)
     material = _prepare(recipe)
     settings = recipe.pretraining.train
-    planning.require_disk(fitting.cost_of(material.model, settings, material.windows).disk)
+    fitting.check(material.model, settings, material.windows)
     if folder is None:
         folder = fitting.new_run(
             runs.claim(name), "pretrained", recipe, recipe_name, seed=settings.seed, model=student,

@@ -280,12 +280,23 @@ def every() -> list[RunFolder]:
     return sorted(folders, key=lambda folder: folder.read().created)
 
 
-def find_recipe(teachers: Sequence[str]) -> Path | None:
-    """Return the recipe of the first teacher that is a run here."""
+def recipe_of(teachers: Sequence[str], recipe: str | None) -> tuple[str, str]:
+    """Return a recipe, that of the first teacher that is a run here where none is given, and the recipe's name.
+
+    Raises:
+        UsageError: there is none, or a teacher stands twice or has not finished.
+    """
+    for at, name in enumerate(teachers):
+        if name in teachers[:at]:
+            raise UsageError(f"--teacher: {name} stands twice")
+        refuse_unfinished(name)
+    if recipe is not None:
+        return recipe, recipe
     for name in teachers:
         if _NAME.fullmatch(name) and (runs_folder() / name / "recipe.yaml").is_file():
-            return runs_folder() / name / "recipe.yaml"
-    return None
+            run = find(name)
+            return str(run.recipe), run.read().recipe
+    raise UsageError("--recipe is missing: the teacher is no run here, so it has no recipe of its own")
 
 
 def refuse_unfinished(name: str) -> None:

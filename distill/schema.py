@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializeAsAny, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from distill import yaml_strict
 from distill.errors import nearest
@@ -35,7 +44,7 @@ class Task(Strict):
 
     kind: Literal["single_label", "multi_label", "regression", "span"] = "single_label"
     """span: the answer to the question in data.text is a stretch of data.text_pair, or none (see spans.py)."""
-    labels: list[str] | None = None
+    labels: Annotated[list[str], Field(min_length=1)] | None = None
     """Class names in the order of their numbers; found in the data where absent."""
     metric: str | None = None
     """What selects the best checkpoint; the task's usual one where absent (see tasks.py)."""
@@ -43,6 +52,13 @@ class Task(Strict):
     """Of the hard loss and TF-IDF: none, balanced, or numbers by label, 1 where absent (see class_weights.py)."""
     thresholds: Literal["half", "fitted"] = "half"
     """From which probability on a label of a multi-label task is given (see thresholds.py)."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _form(cls, value: Any) -> Any:
+        if not isinstance(value, dict) and value not in ("none", "balanced"):
+            raise ValueError("must be none, balanced or numbers by label")
+        return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Task:
@@ -57,10 +73,8 @@ class Task(Strict):
             raise ValueError(
                 "labels has no meaning for kind: span; data.label names the column of the answers"
             )
-        if isinstance(self.class_weights, str) and self.class_weights not in ("none", "balanced"):
-            raise ValueError(
-                f"class_weights: must be none, balanced or numbers by label, not {self.class_weights!r:.60}"
-            )
+        if self.labels is not None and self.kind == "regression":
+            raise ValueError("labels: a number to predict has no classes; leave labels out")
         if isinstance(self.class_weights, dict) and self.labels is not None:
             for name in self.class_weights:
                 if name not in self.labels:
@@ -187,6 +201,8 @@ class Data(Strict):
             twice = _twice(names) if isinstance(names, list) else None
             if twice is not None:
                 raise ValueError(f"{key} holds {twice!r} twice")
+        if self.text_pair == self.text:
+            raise ValueError(f"text and text_pair are both {self.text!r}; a pair is of two columns")
         return self
 
 
@@ -399,6 +415,12 @@ class Student(Model):
     term reads them (Guo et al. 2017); a term's own temperature comes on top. Not for regression
     and spans."""
 
+    @model_validator(mode="after")
+    def _something_weighs(self) -> Student:
+        if not any(w if isinstance(w, float) else w.start or w.end for w in (t.weight for t in self.losses)):
+            raise ValueError("losses: every weight is 0, so that nothing would be learned")
+        return self
+
     @property
     def reads_unlabelled(self) -> bool:
         """Whether a term of its objective goes without labels."""
@@ -500,6 +522,8 @@ class Recipe(Strict):
             raise ValueError("text pairs are read with view: head")
         if isinstance(self.data.label, list) and self.task.kind != "multi_label":
             raise ValueError(f"several label columns need task.kind: multi_label, not {self.task.kind}")
+        if self.data.label_separator is not None and self.task.kind != "multi_label":
+            raise ValueError(f"data.label_separator needs task.kind: multi_label, not {self.task.kind}")
         for section, model in (("teacher", self.teacher), ("student", self.student)):
             if self.task.kind in ("regression", "span") and model.train.label_smoothing:
                 raise ValueError(
@@ -581,4 +605,10 @@ class Recipe(Strict):
             raise ValueError(
                 "student.calibrate needs the teacher's logits of validation; add it to cache.splits"
             )
+        transfer = bool(self.data.splits.transfer or self.data.transfer) and self.student.reads_unlabelled
+        for name in ("train", *(["transfer"] if transfer else [])):
+            if name not in self.cache.splits and any(term.needs_logits for term in self.student.losses):
+                raise ValueError(
+                    f"student.losses need the teacher's logits of {name}; add it to cache.splits"
+                )
         return self

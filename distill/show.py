@@ -179,6 +179,8 @@ def comparison(names: list[str], *, bench: bool, report: Path | None) -> None:
     from distill import comparison as comparing
     from distill import report as reports
 
+    if report is not None and report.exists() and not report.is_dir():
+        raise UsageError(f"--report: {report} is a file; give a folder")
     folders = comparing.collect(names)
     rows = bench_rows(folders) if bench else None
     found = comparing.compare(folders, bench_rows=rows, progress=say)

@@ -9,6 +9,8 @@ import contextlib
 import csv
 import json
 import logging
+import re
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,9 @@ SHOWN = 30
 """Characters of a column's name in a message: the header may be missing, and a document stand in its place."""
 
 
+_QUOTE = "a text with the separator in it stands in quotes"
+
+
 def _quiet() -> None:
     import datasets
 
@@ -47,7 +52,12 @@ def check_columns(dataset: datasets.Dataset, columns: Sequence[str], where: str)
     for column in columns:
         if column not in dataset.column_names:
             known = [" ".join(name.split())[:SHOWN] for name in dataset.column_names]
-            raise DataError(f"{where}: no column {column!r}{nearest(column, known)}")
+            fix = ""
+            if len(known) == 1 and any(mark in known[0] for mark in ",;\t|"):
+                fix = "; a csv has commas between its columns, a tsv tabs: convert it, or set data.format"
+            elif any(len(name.split()) > 3 for name in known):
+                fix = "; where there is no header line set data.columns"
+            raise DataError(f"{where}: no column {column!r}{nearest(column, known)}{fix}")
 
 
 def check_text(dataset: datasets.Dataset, columns: Sequence[str], where: str) -> None:
@@ -215,7 +225,9 @@ def _csv_columns(path: Path, options: dict[str, Any]) -> list[str]:
                 f"{path.name}, line 1: {len(first.columns)} fields, and data.columns names {len(head.columns)}"
             )
     elif not isinstance(head.index, pandas.RangeIndex):
-        raise DataError(f"{path.name}, line 2: more fields than the {len(head.columns)} of the header")
+        raise DataError(
+            f"{path.name}, line 2: more fields than the {len(head.columns)} of the header; {_QUOTE}"
+        )
     return [str(name) for name in head.columns]
 
 
@@ -235,7 +247,7 @@ def _reading(path: Path, form: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
-    except (DatasetGenerationError, ValueError) as error:
+    except (DatasetGenerationError, ValueError, zipfile.BadZipFile) as error:
         cause: BaseException = error
         while inner := cause.__cause__ or cause.__context__:
             cause = inner
@@ -244,6 +256,11 @@ def _reading(path: Path, form: str) -> Iterator[None]:
             refuse_not_utf8(path)
         if "corresponds to no data" in reason:
             raise DataError(f"{name}: the file has no rows") from None
+        wide = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", reason)
+        if wide is not None:
+            raise DataError(
+                f"{name}, line {wide[2]}: {wide[3]} fields, and not {wide[1]}; {_QUOTE}"
+            ) from None
         if form == "jsonl":
             _refuse_broken_line(path)
         raise DataError(f"{name}: cannot be read: {reason}") from None

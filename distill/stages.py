@@ -82,7 +82,7 @@ def train_teacher(
         for split, rows in corpus.splits.items()
         if split != "transfer"
     }
-    planning.require_disk(fitting.cost_of(model, settings, encoded["train"]).disk)
+    fitting.check(model, settings, encoded["train"])
     if folder is None:
         folder = fitting.new_run(runs.claim(name), "teacher", recipe, recipe_name, seed=settings.seed)
     weights = _weights(recipe, corpus)
@@ -189,6 +189,7 @@ def train_students(
         )
         _check_live(recipe, corpus, probe, beside)
         encoded = fitting.encode_splits(probe, corpus, {} if kept is None else kept)
+        fitting.check(probe, recipe.student.train, encoded["train"])
         del probe
         result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()}, beside)
     if job.trains("baseline") and corpus.task.kind != "span":

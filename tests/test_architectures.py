@@ -553,6 +553,24 @@ def test_a_lengthened_longformer_begins_with_its_global_projections_as_copies(
                 )
 
 
+@pytest.mark.parametrize("architecture", ["bigbird", "bert", "bert_miniature", "distilbert", "fnet"])
+def test_a_configuration_that_cannot_be_is_one_line(architecture: str, make: Make) -> None:
+    width = "dim" if architecture == "distilbert" else "hidden_size"
+    for config, words in (
+        ({"hiden_size": 32}, r"\.config: an? \w+ has no 'hiden_size'; did you mean 'hidden_size'\?"),
+        ({width: "wide"}, rf"\.config: .*{width}.*"),
+        ({width: 0.5}, rf"\.config: .*{width}.*"),
+        ({"max_position_embeddings": 32}, r"\.max_length is 96, and the checkpoint has 32 positions; set \w+\.max_length=32"),
+    ):  # fmt: skip
+        with pytest.raises(RecipeError) as caught:
+            make(
+                architecture,
+                checkpoint=None,
+                config={**ARCHITECTURES[architecture].get("config", {}), **config},
+            )
+        assert re.fullmatch(f"(teacher|student){words}", str(caught.value)), str(caught.value)
+
+
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
 def test_a_window_beyond_the_positions_is_one_line_that_names_lengthen(
     architecture: str, tmp_path: Path, tokenizer_folder: Path, roberta_tokenizer_folder: Path, make: Make

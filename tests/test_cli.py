@@ -220,6 +220,24 @@ def test_an_unknown_run_comes_with_the_nearest(command: Command) -> None:
     assert command.refuse(2, "sync", "review-long") == nearest
 
 
+def test_a_teacher_is_given_once_and_any_of_several_has_the_recipe(command: Command) -> None:
+    make_run("run1")
+    for verb in (["student"], ["sweep", "--students", "bert_tiny"], ["cache"]):
+        assert command.refuse(2, *verb, "-t", "run1", "-t", "run1") == "--teacher: run1 stands twice"
+    runs.find("run1").recipe.write_text("x")
+    for verb in (["student"], ["sweep", "--students", "bert_tiny"], ["cache"]):
+        line = command.refuse(3, *verb, "-t", "./some/model", "-t", "run1")
+        assert line == "recipe.yaml: a recipe is a mapping of keys to values"
+
+
+def test_a_report_is_not_written_onto_a_file(command: Command) -> None:
+    Path("report.md").touch()
+    assert (
+        command.refuse(2, "compare", "--report", "report.md")
+        == "--report: report.md is a file; give a folder"
+    )
+
+
 def test_a_run_that_has_not_finished_teaches_and_predicts_nothing(command: Command) -> None:
     make_run("run1", "interrupted")
     for arguments in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -313,10 +314,36 @@ def test_jsonl_that_holds_no_objects_is_refused() -> None:
 
 def test_a_ragged_csv_is_refused_and_never_shifted() -> None:
     Path("rows.csv").write_text("text,label\na,1\nb,0,3,4\n")
-    assert refusal("rows.csv").startswith("rows.csv: cannot be read: ")
-    assert "line 3" in refusal("rows.csv")
+    quotes = "a text with the separator in it stands in quotes"
+    assert refusal("rows.csv") == f"rows.csv, line 3: 4 fields, and not 2; {quotes}"
     Path("rows.csv").write_text("text,label\n" + "".join(f"{text},{label},\n" for text, label in DOCS))
-    assert refusal("rows.csv") == "rows.csv, line 2: more fields than the 2 of the header"
+    assert refusal("rows.csv") == f"rows.csv, line 2: more fields than the 2 of the header; {quotes}"
+
+
+def test_a_wrong_delimiter_and_a_missing_header_come_with_the_fix() -> None:
+    Path("rows.csv").write_text("text;label\n" + "".join(f"{text};{label}\n" for text, label in DOCS))
+    assert refusal("rows.csv").endswith("(there are: text;label); a csv has commas between its columns, a tsv tabs: "
+        "convert it, or set data.format")  # fmt: skip
+    Path("bare.csv").write_text("".join(f"one more {text},{label}\n" for text, label in DOCS))
+    assert refusal("bare.csv").endswith("; where there is no header line set data.columns")
+
+
+def test_an_archive_that_is_called_a_csv_is_refused() -> None:
+    Path("rows.csv").write_bytes(b"PK\x03\x04 text,label\n")
+    assert refusal("rows.csv").startswith("rows.csv: cannot be read: ")
+
+
+def test_a_text_column_of_numbers_is_refused() -> None:
+    path = csv_of([(n * 0.5, "xy"[n % 2]) for n in range(60)])
+    assert refusal(path) == (
+        "train: column 'text' holds a number in every row, and no text; name the text's column in data.text"
+    )
+    load(csv_of([*((n, n % 2) for n in range(60)), ("2 words", 1)]))
+
+
+def test_rows_that_repetition_left_too_few_of_are_accounted_for() -> None:
+    path = csv_of([("the same", n % 2) for n in range(60)])
+    assert "train: 59 repeated documents left out" in refusal(path)
 
 
 def test_a_damaged_parquet_is_refused() -> None:
@@ -543,6 +570,19 @@ def test_multi_label_by_columns_lists_and_separators() -> None:
     for corpus in found:
         assert corpus.task.labels == ("x", "y")
         assert labels(corpus) == MULTI_ROWS
+
+
+def test_labels_that_look_joined_are_refused_until_they_are_named() -> None:
+    multi = {"kind": "multi_label"}
+    for cells in (
+        [";".join(fields) for _, fields in MULTI],
+        [json.dumps(list(fields)) for _, fields in MULTI],
+    ):
+        path = csv_of([(text, cell) for (text, _), cell in zip(MULTI, cells, strict=True)])
+        said = refusal(path, multi)
+        assert re.search(r"'label': label '.+' looks like several; set data.label_separator", said)
+    named = [(text, "[x]" if "x" in fields else "y") for text, fields in MULTI]
+    assert load(csv_of(named), {**multi, "labels": ["[x]", "y"]}).task.labels == ("[x]", "y")
 
 
 def test_wrong_multi_labels_are_named_with_row_and_column() -> None:

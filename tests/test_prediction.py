@@ -246,6 +246,32 @@ def test_a_file_that_is_not_there_or_a_folder_is_refused(folder: RunFolder, tmp_
             prediction.predict(folder, path, "text", None, None)
 
 
+def test_what_is_no_text_is_not_taken_for_lines(folder: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_text("PAR1")
+    (tmp_path / "rows.json").write_text(json.dumps([{"text": text} for text in TEXTS]))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": 1.5}))
+    for name, words in (
+        ("rows.parquet", "no parquet is read here; write a csv or a jsonl of it"),
+        ("rows.json", "line 1: must be an object with the key of the text"),
+        ("rows.jsonl", r"line 1: no text in column 'text'$"),
+    ):
+        with pytest.raises(DataError, match=words):
+            prediction.predict(folder, tmp_path / name, "text", None, None)
+
+
+@pytest.mark.parametrize(("trained", "given"), [("null", "b"), ("b", None)])
+def test_pairs_are_read_by_a_run_of_pairs_alone(
+    folder: RunFolder, tmp_path: Path, trained: str, given: str | None
+) -> None:
+    folder.recipe.write_text(f"data: {{text_pair: {trained}}}")
+    rows = write_csv(tmp_path / "rows.csv", [(text, text) for text in TEXTS], ("text", "b"))
+    with pytest.raises(
+        UsageError, match=r"run1 was trained on (single|pairs of) texts; (leave out|add) --text-pair"
+    ):
+        prediction.predict(folder, rows, "text", given, None)
+    prediction.predict(folder, rows, "text", None if trained == "null" else trained, tmp_path / "out.jsonl")
+
+
 # Where answers go
 
 

@@ -235,6 +235,32 @@ def test_a_student_of_a_teacher_that_has_not_finished_is_refused(status: str, re
     assert [f.name for f in folders.every()] == ["t"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"freeze_layers": 9}, "train.freeze_layers: 9 layers to freeze, and the model has 2"),
+        ({"precision": "fp16"}, "train.precision: fp16 needs a GPU"),
+    ],
+)
+def test_training_that_cannot_be_is_refused_before_there_is_a_folder_or_a_logit(
+    settings: dict[str, Any], words: str, ready: Recipe
+) -> None:
+    raw = yaml.safe_load(ready.dump())
+    for section in ("teacher", "student"):
+        raw[section]["train"] |= settings
+    before = {path.name for path in folders.runs_folder().iterdir()}
+    for work in (teach, lambda recipe, name: stages.train_students(job_of(recipe))):
+        with pytest.raises(RecipeError, match=words):
+            work(recipes.build(raw, "x"), "refused")
+    assert {path.name for path in folders.runs_folder().iterdir()} == before
+
+
+def test_tfidf_does_not_teach(ready: Recipe) -> None:
+    folders.find("t").update(role="baseline")
+    with pytest.raises(UsageError, match="--teacher: t is TF-IDF, whose logits cannot be cached"):
+        stages.train_students(job_of(ready))
+
+
 def test_class_weights_are_those_of_the_training_rows_for_teacher_student_control_and_tfidf(
     ready: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
