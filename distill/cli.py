@@ -277,7 +277,7 @@ def sweep(
         show.search(asked, parts)
         if dry_run:
             return
-        best = searching.run(asked, corpus, parts[0])
+        best = searching.run(asked, corpus, parts)
         show.comparison([name for one in best for name in one.part.names], bench=bench, report=None)
         show.best(best, corpus.task.metric)
         return

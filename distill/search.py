@@ -133,13 +133,13 @@ def check(asked: Search) -> tuple[Corpus, list[Part]]:
     return sweep.plan(list(found.values()), asked.recipe_name, asked.teachers, asked.group, 1)
 
 
-def run(asked: Search, corpus: Corpus, baseline: Part) -> list[Best]:
-    """Train TF-IDF, the trials that have not finished, and the best of each with the other seeds.
+def run(asked: Search, corpus: Corpus, parts: Sequence[Part]) -> list[Best]:
+    """Train TF-IDF, where it is among what :func:`check` found, the trials that have not finished, and the best of each with the other seeds.
 
     Raises:
         DistillError: every trial of a student diverged.
     """
-    sweep.run([baseline], corpus)
+    sweep.run([part for part in parts if part.role == "baseline"], corpus)
     found: list[Best] = []
     kept: Kept = {}
     for student in asked.students:

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -684,6 +684,23 @@ def test_a_teacher_teaches_a_student_that_answers(
     assert sum(right) >= 7
     with pytest.raises(UsageError, match="add --text and --text-pair"):
         prediction.predict(find("s"), file, "question", None, None)
+
+
+def test_a_hybrid_has_no_head_for_spans(make: Make) -> None:
+    with pytest.raises(RecipeError, match="attention_layers: the hybrid has no head that finds spans"):
+        make("fnet_from_bert", attention_layers=1)
+
+
+def test_a_search_over_spans_trains_no_baseline(monkeypatch: pytest.MonkeyPatch, span_recipe: Any) -> None:
+    from distill import search
+
+    found = sweep.combinations(str(span_recipe()), [], ["bert_tiny"], {}, "g", control=True)
+    parts = [sweep.part(one, "r", ["t"], "g", 1) for one in found]
+    trained: list[Any] = []
+    monkeypatch.setattr(sweep, "run", lambda parts, corpus: trained.extend(parts))
+    asked = search.Search("r", "r", [], [], {}, ["t"], "g", trials=1, seeds=1, control=True)
+    search.run(asked, cast("Any", None), parts)
+    assert trained == []
 
 
 def test_a_sweep_of_spans_has_no_baseline(span_recipe: Any) -> None:

@@ -416,7 +416,7 @@ def searched(file: str, axes: Sequence[str] = WIDE, **changes: Any) -> list[sear
         file, "tiny", [], ["one"], searching.read_axes(axes), ["t"], "g", **given
     )  # fmt: skip
     corpus, parts = searching.check(asked)
-    return searching.run(asked, corpus, parts[0])
+    return searching.run(asked, corpus, parts)
 
 
 Trained = list[tuple[str, Any]]
