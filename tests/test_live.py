@@ -51,7 +51,11 @@ def builder(tokenizer: Path) -> Make:
     def build(architecture: str = "bert", seed: int = 0, config: Any = None, **fields: Any) -> Classifier:
         section = "teacher" if architecture in catalog.names("teacher") else "student"
         base: dict[str, Any] = {"architecture": architecture, "max_length": 32, **fields}
-        base = {"tokenizer": str(tokenizer), **base, "config": {**TINY, **(config or {})}}
+        foreign = {"fnet": ("num_attention_heads",), "distilbert": ("intermediate_size",)}.get(
+            architecture, ()
+        )
+        sizes = {name: size for name, size in {**TINY, **(config or {})}.items() if name not in foreign}
+        base = {"tokenizer": str(tokenizer), **base, "config": sizes}
         schema = catalog.load(section, architecture).Config
         return models.build(schema.model_validate(base), section, TASK, seed)
 
