@@ -119,16 +119,15 @@ def predict(
         raise UsageError(f"--output: {output} is no file in a folder that exists")
     trained = (yaml_strict.parse(folder.recipe.read_text(encoding="utf-8"), folder.name) or {}).get("data")
     if trained is not None and (trained["text_pair"] is None) != (text_pair is None):
-        wants = "pairs of texts; add" if text_pair is None else "single texts; leave out"
-        raise UsageError(f"{folder.name} was trained on {wants} --text-pair")
+        wants = "single texts; leave out --text-pair"
+        if text_pair is None:
+            columns = f"{trained['text']} and {trained['text_pair']}"
+            wants = f"pairs of texts; add --text and --text-pair (there the columns {columns})"
+        raise UsageError(f"{folder.name} was trained on {wants}")
     rows = list(read(file, text, text_pair, quotes))
     predictor = models.load_predictor(folder.model)
     task = read_json(folder.model / models.ABOUT)["task"]
     kind = task["kind"]
-    if kind == "span" and text_pair is None:
-        raise UsageError(
-            f"{folder.name} finds answers in a second text: add --text and --text-pair (the columns question and context)"
-        )
     fitted = [task["thresholds"][name] for name in predictor.labels] if "thresholds" in task else None
     with ExitStack() as stack:
         target = stack.enter_context(replacing(output)) if output else None

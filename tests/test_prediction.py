@@ -263,11 +263,12 @@ def test_what_is_no_text_is_not_taken_for_lines(folder: RunFolder, tmp_path: Pat
 def test_pairs_are_read_by_a_run_of_pairs_alone(
     folder: RunFolder, tmp_path: Path, trained: str, given: str | None
 ) -> None:
-    folder.recipe.write_text(f"data: {{text_pair: {trained}}}")
+    folder.recipe.write_text(f"data: {{text: a, text_pair: {trained}}}")
     rows = write_csv(tmp_path / "rows.csv", [(text, text) for text in TEXTS], ("text", "b"))
-    with pytest.raises(
-        UsageError, match=r"run1 was trained on (single|pairs of) texts; (leave out|add) --text-pair"
-    ):
+    said = r"single texts; leave out --text-pair"
+    if given is None:
+        said = r"pairs of texts; add --text and --text-pair \(there the columns a and b\)"
+    with pytest.raises(UsageError, match=rf"run1 was trained on {said}"):
         prediction.predict(folder, rows, "text", given, None)
     prediction.predict(folder, rows, "text", None if trained == "null" else trained, tmp_path / "out.jsonl")
 
