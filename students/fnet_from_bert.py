@@ -96,7 +96,9 @@ def _hybrid(config: Config, task: TaskSpec, found: Any) -> Any:
     from distill.students import _fnet_hybrid
 
     if task.kind == "span":
-        raise RecipeError("student.attention_layers: the hybrid has no head that finds spans; leave the key out")
+        raise RecipeError(
+            "student.attention_layers: the hybrid has no head that finds spans; leave the key out"
+        )
     bert = pretrained.classifier(
         config.checkpoint, "student.checkpoint", task, found, config.max_length, first=0, lengthen=config.lengthen,
         **config.config,
