@@ -71,6 +71,9 @@ def run(task: str, folder: Path | None) -> float:
             "--seeds", str(SEEDS),
         ),
     }.items():  # fmt: skip
+        last = name if name.endswith("teacher") else f"{name}-tfidf"
+        if (place / last / "metrics.json").is_file():
+            continue
         again = (place / name / "run.json").is_file()
         command = (arguments[0], "--resume", name) if again else (*arguments, "--name", name)
         with (place / f"{name}.log").open("a", encoding="utf-8") as log:
