@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,26 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{file}")
     return file
+
+
+@contextmanager
+def power_cut(step: int) -> Iterator[None]:
+    """Let the training loop die as the block's ``step``-th optimizer step begins, counted from 1."""
+    from distill import training
+
+    real, made = training._step, 0
+
+    def dies(*arguments: Any) -> dict[str, float]:
+        nonlocal made
+        made += 1
+        if made == step:
+            raise RuntimeError("power cut")
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_step", dies)
+        with pytest.raises(RuntimeError, match="power cut"):
+            yield
 
 
 Write = Callable[..., Path]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Write, distill, documents, write_csv
+from conftest import TINY, Write, distill, documents, power_cut, write_csv
 from safetensors.torch import load_file
 from test_architectures import LENGTHS, TASK, packed, read, spread
 
-from distill import catalog, inference, live, models, stages, tracking, training
+from distill import catalog, inference, live, models, stages, tracking
 from distill import recipe as recipes
 from distill import runs as folders
 from distill.batching import collate
@@ -200,19 +200,8 @@ def test_a_killed_student_goes_on_to_the_same_bits_and_predicts_in_a_process_of_
         return folders.find(group).model / "model.safetensors"
 
     whole = run("whole")
-    real, made = training._step, 0
-
-    def dies(*arguments: Any) -> dict[str, float]:
-        nonlocal made
-        made += 1
-        if made == 7:
-            raise RuntimeError("power cut")
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", dies)
-        with pytest.raises(RuntimeError, match="power cut"):
-            run("cut")
+    with power_cut(7):
+        run("cut")
     assert run("cut").read_bytes() == whole.read_bytes()
     assert not [name for name in load_file(whole) if "layer.1.attention.self" in name]
     rows = documents(6)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import BAD, GOOD, Write, distill, documents, write_csv
+from conftest import BAD, GOOD, Write, distill, documents, power_cut, write_csv
 
 from distill import comparison, data, models, pretraining, show, stages, tracking, training
 from distill import recipe as recipes
@@ -194,24 +194,11 @@ def test_held_out_text_stays_held_out_where_the_recipe_keeps_repeats(
     assert "train: 10 documents dropped that stand in validation or test" in capsys.readouterr().err
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_bits(
-    runs: Path, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(runs: Path, make: Make) -> None:
     recipe = make(**{"pretraining.train.evaluate_every": 4, "pretraining.train.max_steps": 9})
     whole = pretrain(recipe, "whole")
-    real, made = training._step, 0
-
-    def dies(*arguments: Any) -> dict[str, float]:
-        nonlocal made
-        made += 1
-        if made == 7:
-            raise RuntimeError("power cut")
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", dies)
-        with pytest.raises(RuntimeError, match="power cut"):
-            pretrain(recipe, "cut")
+    with power_cut(7):
+        pretrain(recipe, "cut")
     assert [p.name for p in folders.find("cut").checkpoints.iterdir()] == ["step-000000004"]
     cut = pretrain(recipes.load(str(folders.find("cut").recipe)), resume="cut")
     one, two = ((f.model / "model.safetensors").read_bytes() for f in (whole, cut))

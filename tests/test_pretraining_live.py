@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, Write, distill
+from conftest import TINY, Write, distill, power_cut
 from safetensors import safe_open
 from scipy import special
 from torch import Tensor, nn
 
-from distill import data, inference, models, pretraining, tracking, training
+from distill import data, inference, models, pretraining, tracking
 from distill import recipe as recipes
 from distill import runs as folders
 from distill.batching import collate
@@ -206,24 +206,11 @@ def test_every_other_layer_of_the_teacher_is_a_student_to_begin_with(
     assert models.build(again.student, "student", data.load(again).task, 0).parameters_count > 0
 
 
-def test_a_run_beside_a_teacher_goes_on_to_the_same_bits_projection_included(
-    runs: Path, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_beside_a_teacher_goes_on_to_the_same_bits_projection_included(runs: Path, make: Make) -> None:
     recipe = make()
     whole = pretrain(recipe, "whole")
-    real, made = training._step, 0
-
-    def dies(*arguments: Any) -> dict[str, float]:
-        nonlocal made
-        made += 1
-        if made == 7:
-            raise RuntimeError("power cut")
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", dies)
-        with pytest.raises(RuntimeError, match="power cut"):
-            pretrain(recipe, "cut")
+    with power_cut(7):
+        pretrain(recipe, "cut")
     (checkpoint,) = folders.find("cut").checkpoints.iterdir()
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         kept = file.get_tensor("bridges.2.weight")

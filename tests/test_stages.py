@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Write, documents, write_csv
+from conftest import Write, documents, power_cut, write_csv
 
 from distill import caching, catalog, data, fitting, inference, logits, models, stages, tracking, training
 from distill import recipe as recipes
@@ -509,23 +509,12 @@ def test_a_live_teacher_that_cannot_be_there_is_told_before_anything_is_cached_o
             stages.plan_students(recipe, teachers)
 
 
-def test_a_resume_beside_another_teacher_is_refused(ready: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_beside_another_teacher_is_refused(ready: Recipe) -> None:
     recipe = inside(
         ready, {"kind": "cosine"}, train={**ready.student.train.model_dump(), "evaluate_every": 2}
     )
-    real, made = training._step, 0
-
-    def dies(*arguments: Any) -> Any:
-        nonlocal made
-        made += 1
-        if made == 4:
-            raise RuntimeError("power cut")
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", dies)
-        with pytest.raises(RuntimeError, match="power cut"):
-            stages.train_students(job_of(recipe, control=False))
+    with power_cut(4):
+        stages.train_students(job_of(recipe, control=False))
     raw = yaml.safe_load(ready.dump())
     raw["teacher"]["train"]["seed"] = 5
     shutil.rmtree(folders.find("t").path)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, documents
+from conftest import TINY, documents, power_cut
 from torch import Tensor
 
 from distill import catalog, checkpoint, inference, models, training
@@ -150,24 +150,13 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_evaluation_to_the_same_bits(
-    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make: Make
 ) -> None:
     whole = Fit(tmp_path / "whole", make, evaluate_every=3)
     whole()
     cut = Fit(tmp_path / "cut", make, evaluate_every=3)
-    real, made = training._step, 0
-
-    def dies(*arguments: Any) -> dict[str, float]:
-        nonlocal made
-        made += 1
-        if made == 6:
-            raise RuntimeError("power cut")
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", dies)
-        with pytest.raises(RuntimeError, match="power cut"):
-            cut()
+    with power_cut(6):
+        cut()
     assert [p.name for p in cut.folder.checkpoints.iterdir()] == ["step-000000003"]
     cut()
     assert cut.hash == whole.hash
