@@ -43,8 +43,10 @@ def optimizer(model: Any) -> torch.optim.Optimizer:
 def step(model: Any, adam: Any, batch: Any, logits: torch.Tensor) -> None:
     """Make one optimizer step on both losses."""
     objective = Objective("single_label", TERMS)
-    loss = sum(objective.weight(t) * objective.per_document(t, logits.float(), batch).mean() for t in TERMS)
-    loss.backward()  # type: ignore[union-attr]
+    loss: Any = sum(
+        objective.weight(t) * objective.per_document(t, logits.float(), batch).mean() for t in TERMS
+    )
+    loss.backward()
     adam.step()
     adam.zero_grad()
 

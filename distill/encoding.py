@@ -192,16 +192,19 @@ def encode_texts(
             if span:
                 question = first[: model.max_length // 3]
                 shortened += len(question) < len(first)
-                inner = (room - len(question), model.view, model.max_windows, model.overlap)
-                views = [(question, window) for window in cut(second, *inner)]
+                places = cut(
+                    range(len(second)), room - len(question), model.view, model.max_windows, model.overlap
+                )
+                views = [(question, [second[at] for at in place]) for place in places]
                 bounds = spans.units(str(context))
                 units.append(len(bounds) + 1)
                 starts, ends = np.array(characters, np.int64).reshape(-1, 2).T
+                touched = spans.touched(bounds, starts, ends)
                 sizes = len(template.prefix) + len(question) + len(template.middle), len(template.suffix)
                 before, after = (np.full((size, 2), -1) for size in sizes)
                 before[0] = 0
-                for part in cut(spans.touched(bounds, starts, ends), *inner):  # type: ignore[arg-type]
-                    unit_of += [before, np.asarray(part), after]
+                for place in places:
+                    unit_of += [before, touched[list(place)], after]
             elif second is None:
                 views = [
                     (window, None)

@@ -32,8 +32,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule
         layout.masks[rule, heads] = _masks(layout, rule, heads, query.device, run)
     score, seen = layout.masks[rule, heads]
     states = (x.transpose(0, 1)[None] for x in (query, key, value))
-    found = run(flex_attention.flex_attention)(*states, score_mod=score, block_mask=seen)
-    return found[0].transpose(0, 1).flatten(1)  # type: ignore[no-any-return]
+    found: Tensor = run(flex_attention.flex_attention)(*states, score_mod=score, block_mask=seen)
+    return found[0].transpose(0, 1).flatten(1)
 
 
 def _masks(layout: Layout, rule: Rule, heads: int, device: torch.device, run: Any) -> tuple[Any, Any]:

@@ -1,10 +1,9 @@
 """The terms of an objective: one line of algebra each. Knows no model.
 
 A loss cannot tell a live logit from a cached one. Shapes: logits ``(documents, classes)`` or, of spans,
-``(documents, units, 2)``, results ``(documents,)``; terms of what two models hold inside have a value for each token,
-and live.py makes means
-over documents of them. Gradients of the soft terms keep their scale when the temperature T changes: that is
-what the T² is for (Hinton et al. 2015, section 2.1).
+``(documents, units, 2)``, results ``(documents,)``; terms of what two models hold inside have a value for each
+token, and live.py makes means over documents of them. Gradients of the soft terms keep their scale when the
+temperature T changes: that is what the T² is for (Hinton et al. 2015, section 2.1).
 """
 
 from __future__ import annotations

@@ -321,8 +321,8 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
         else:
             own, module = _foreign(folder, hf_config, "single_label")
             names = tuple(hf_config.id2label[i] for i in range(hf_config.num_labels))
-            kinds = {"multi_label_classification": "multi_label", "regression": "regression"}
-            task = TaskSpec(kinds.get(str(hf_config.problem_type), "single_label"), names, "nll")  # type: ignore[arg-type]
+            kinds: dict[str, Kind] = {"multi_label_classification": "multi_label", "regression": "regression"}
+            task = TaskSpec(kinds.get(str(hf_config.problem_type), "single_label"), names, "nll")
         model, info = pretrained.head(task).from_pretrained(folder, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:

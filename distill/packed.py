@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn, unflatten
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from distill.batching import Batch
 
 
+@runtime_checkable
 class Mixing(Protocol):
     """How the tokens of a document hear of each other: attention, or what takes its place."""
 
@@ -131,8 +132,8 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     from transformers.activations import ACT2FN
 
     tanh = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-    chosen: Any = nn.GELU(approximate="tanh") if name in tanh else ACT2FN[name]
-    return chosen  # type: ignore[no-any-return]
+    chosen: Callable[[Tensor], Tensor] = nn.GELU(approximate="tanh") if name in tanh else ACT2FN[name]
+    return chosen
 
 
 def add(output: Any, states: Tensor, residual: Tensor) -> Tensor:
@@ -152,8 +153,8 @@ def bert_layers(model: Any, rule: Callable[[int], Rule], global_tokens: int) -> 
     dropout = settings.attention_probs_dropout_prob if model.training else 0.0
 
     def mixing_of(number: int, own: Any) -> Mixing:
-        if hasattr(own, "everywhere"):
-            return own  # type: ignore[no-any-return]
+        if isinstance(own, Mixing):
+            return own
         readers = (
             (own.query_global, own.key_global, own.value_global) if hasattr(own, "query_global") else None
         )

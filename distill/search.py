@@ -8,6 +8,7 @@ search of its own, of as many trials, over the keys that make a difference to it
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,12 +85,10 @@ def read_axes(texts: Sequence[str]) -> dict[str, Axis]:
     Raises:
         UsageError: Optuna is not installed, a range is none, or what :func:`distill.sweep.read_grid` refuses.
     """
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("optuna") is None:
         raise UsageError(
             "--search needs Optuna, which is not installed: pip install optuna, or -e '.[search]' in a checkout"
-        ) from None
+        )
     ranges = [_RANGE.fullmatch(text.strip()) for text in texts]
     flat = [f"{r['key']}={r['low']},{r['high']}" if r else t for r, t in zip(ranges, texts, strict=True)]
     axes = {}

@@ -48,7 +48,8 @@ def padding(model: Any, config: Config) -> Padding | None:
     """Say how windows are padded: as the type's own file says, else to the longest of a batch."""
     found = _reader(model, config)
     if found is not None and hasattr(found[0], "padding"):
-        return found[0].padding(model, found[1])  # type: ignore[no-any-return]
+        own: Padding | None = found[0].padding(model, found[1])
+        return own
     return None if found is not None and config.engine == "packed" else lambda _: 0
 
 
