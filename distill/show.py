@@ -123,7 +123,7 @@ def search(asked: Search, parts: list[Part]) -> None:
     most = max(part.steps for part in parts)
     out.print(
         f"{len(asked.students)} student{'s' * (len(asked.students) > 1)}, {asked.trials} trials each, {alone}, of at most "
-        f"{most:,} steps; validation chooses, and the best has {asked.seeds} seeds",
+        f"{most:,} steps; validation chooses, and the best has {asked.seeds} seed{'s' * (asked.seeds > 1)}",
         markup=False,
     )
 

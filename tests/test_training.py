@@ -15,7 +15,7 @@ import torch
 from conftest import TINY, documents, power_cut
 from torch import Tensor
 
-from distill import catalog, checkpoint, inference, models, training
+from distill import catalog, checkpoint, inference, models, progress, training
 from distill.batching import collate, micro_batches
 from distill.encoding import Encoded, concatenate, encode_texts
 from distill.errors import DataError, Diverged, Interrupted
@@ -160,6 +160,20 @@ def test_a_run_that_was_killed_goes_on_from_its_last_evaluation_to_the_same_bits
     assert [p.name for p in cut.folder.checkpoints.iterdir()] == ["step-000000003"]
     cut()
     assert cut.hash == whole.hash
+
+
+def test_measuring_a_finished_model_shows_its_progress(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    model = make()
+    data, accelerator = labelled(model, 30), inference.make_accelerator("fp32")
+    quiet = inference.predict_all(model, data, 256, "fp32", accelerator)
+    assert "tokens" not in capsys.readouterr().err
+    shown = inference.predict_all(model, data, 256, "fp32", accelerator, "s: measuring test")
+    total = f"{int(data.tokens.sum()):,}"
+    assert f"s: measuring test: {total}/{total} tokens" in capsys.readouterr().err
+    assert np.array_equal(quiet, shown)
 
 
 def test_dropout_is_on_and_the_seed_settles_it(tmp_path: Path, make: Make) -> None:
