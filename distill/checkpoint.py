@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distill import records
 from distill.errors import DataError
-from distill.files import read_json, replacing_folder, sha256_file, write_json
+from distill.files import replacing_folder, sha256_file, write_json
 
 MANIFEST = "manifest.json"
+NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 
 @dataclass
@@ -87,12 +90,15 @@ def save(
 
 
 def _holds(path: Path) -> bool:
-    """Say whether every file is as its manifest says."""
+    """Say whether every file that there must be is there, as the manifest says."""
     try:
-        hashes = read_json(path / MANIFEST)
-    except (OSError, ValueError):
+        hashes = records.read(path / MANIFEST, dict[str, str])
+    except (OSError, DataError):
         return False
-    return all((path / name).is_file() and sha256_file(path / name) == sha for name, sha in hashes.items())
+    return NEEDED <= set(hashes) and all(
+        Path(name).name == name and (path / name).is_file() and sha256_file(path / name) == sha
+        for name, sha in hashes.items()
+    )
 
 
 def latest(folder: Path) -> Path | None:
@@ -134,19 +140,34 @@ def load(
         Where the run stands, and the weights of its best evaluation.
 
     Raises:
-        DataError: recipe, data, initial weights or processes are others now; the difference is told.
+        DataError: recipe, data, initial weights or processes are others now; the difference is told. Or the
+            tensors are not those of this model and optimizer.
     """
-    state = TrainState(**read_json(path / "state.json"))
+    state = records.read(path / "state.json", TrainState)
     for key, was in state.meaning.items():
         if meaning.get(key) != was:
             raise DataError(
                 f"{path.parent.parent.name}: cannot be resumed: {key} {_difference(was, meaning.get(key))}"
             )
-    model.load_state_dict(load_file(path / "model.safetensors"))
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_file(path / "optimizer.safetensors").items():
-        at, _, slot = name.partition(".")
-        slots.setdefault(int(at), {})[slot] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     best = path / "best.safetensors"
-    return state, load_file(best) if best.exists() else None
+    try:
+        model.load_state_dict(load_file(path / "model.safetensors"))
+        optimizer.load_state_dict(_optimizer_state(path / "optimizer.safetensors", optimizer))
+        return state, load_file(best) if best.exists() else None
+    except (RuntimeError, ValueError, LookupError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"{path.parent.parent.name}: checkpoint {path.name} is not of this model: {reason}"
+        ) from None
+
+
+def _optimizer_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Read what :func:`_flat_optimizer` made: a number, or a tensor of its parameter's shape, under each name."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in load_file(path).items():
+        at, _, slot = name.partition(".")
+        if value.ndim and value.shape != parameters[int(at)].shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}")
+        slots.setdefault(int(at), {})[slot] = value
+    return {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}

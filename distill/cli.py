@@ -165,7 +165,7 @@ def student(
     dry_run: DryRun = False,
 ) -> None:
     """Train small students on labels and on the teacher's logits, each beside its control."""
-    from distill import catalog, runs, show
+    from distill import catalog, records, runs, show
     from distill import recipe as recipes
     from distill.progress import say
 
@@ -178,7 +178,7 @@ def student(
             raise UsageError(f"--resume: {resume} is a {asked.role}'s run; distill {verb} --resume {resume}")
         from distill import stages
 
-        job = stages.StudentJob(**asked.command)
+        job = records.check(asked.command, stages.StudentJob, f"{resume}/run.json")
     else:
         if student is not None:
             catalog.preset(student)

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from distill import models, spans, thresholds, yaml_strict
 from distill.errors import DataError, UsageError, nearest
-from distill.files import read_json, replacing
+from distill.files import replacing
 from distill.progress import track
 from distill.runs import RunFolder
 from distill.sources import SUFFIXES, refuse_not_utf8
@@ -126,7 +126,9 @@ def predict(
         raise UsageError(f"{folder.name} was trained on {wants}")
     rows = list(read(file, text, text_pair, quotes))
     predictor = models.load_predictor(folder.model)
-    task = read_json(folder.model / models.ABOUT)["task"]
+    about = models.read_settings(folder.model)
+    assert about is not None, "every model of a run has been saved by one of ours"
+    task = about["task"]
     kind = task["kind"]
     fitted = [task["thresholds"][name] for name in predictor.labels] if "thresholds" in task else None
     with ExitStack() as stack:

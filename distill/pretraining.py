@@ -25,6 +25,7 @@ from distill import (
     masked_live,
     models,
     planning,
+    pretrained,
     processes,
     runs,
     tracking,
@@ -131,11 +132,13 @@ def build(recipe: Recipe, teacher: Path | None = None) -> MaskedModel:
 
 def _take_head(model: Any, checkpoint: str) -> None:
     """Take the head of a checkpoint of the same family, where it has one."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
-    where = hub.checkpoint(checkpoint, "student.checkpoint")
-    if AutoConfig.from_pretrained(where).model_type == model.config.model_type:
-        found, info = AutoModelForMaskedLM.from_pretrained(where, output_loading_info=True)
+    key = "student.checkpoint"
+    where = hub.checkpoint(checkpoint, key)
+    if pretrained.read_config(checkpoint, key).model_type == model.config.model_type:
+        with pretrained.reading(f"{key}: {checkpoint}"):
+            found, info = pretrained.load(AutoModelForMaskedLM, where)
         if not info["missing_keys"]:
             _fill(model, found.state_dict())
             return

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distill import chart
 from distill.comparison import Comparison, Figure, Row
 from distill.files import write_text
+from distill.progress import harmless
 from distill.runs import RunFolder, runs_folder
 from distill.tasks import LOWER_IS_BETTER, METRICS
 
@@ -48,7 +49,7 @@ def _name(row: Row) -> Any:
     """A line's label in its role's style; as Text, so that no name is read as markup."""
     from rich.text import Text
 
-    return Text(row.label, style={"teacher": "bold", "control": "dim"}.get(row.role, ""))
+    return Text(harmless(row.label), style={"teacher": "bold", "control": "dim"}.get(row.role, ""))
 
 
 def table(comparison: Comparison, width: int = 120) -> Table:

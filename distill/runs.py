@@ -21,18 +21,22 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
-from distill import processes
-from distill.errors import Interrupted, UsageError, nearest
-from distill.files import read_json, write_json, write_text
+from distill import processes, records
+from distill.errors import DataError, Interrupted, UsageError, nearest
+from distill.files import write_json, write_text
 
 Role = Literal["teacher", "distilled", "control", "baseline", "pretrained"]
 Status = Literal["running", "finished", "interrupted", "failed"]
+Time = Annotated[float, Field(ge=0, lt=1e11)]
+"""Seconds since 1970."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -50,10 +54,9 @@ class Run:
     model: str
     """The architecture, or the student's preset name."""
     seed: int
-    created: float
-    """Seconds since 1970."""
+    created: Time
     status: Status = "running"
-    finished: float | None = None
+    finished: Time | None = None
     error: str | None = None
     against: str = ""
     """``model`` of the controls that it is held against, where that is not its own: a sweep's share theirs."""
@@ -62,6 +65,41 @@ class Run:
     """What the command line asked for, so that ``--resume`` alone is enough."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Hashes and sizes that a later step relies on: data, initial weights, precision, world size."""
+
+
+class _Task(TypedDict):
+    kind: str
+    labels: list[str]
+    metric: str
+
+
+class _Split(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    buckets: NotRequired[list[_Bucket]]
+    labels: NotRequired[dict[str, dict[str, int | float]]]
+
+
+class _Bucket(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    words: Annotated[str, Field(pattern=r"^[0-9]{1,18}(-[0-9]{1,18}|\+)$")]
+    rows: int
+
+
+class _Metrics(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    task: _Task
+    model: NotRequired[dict[str, int]]
+    train: NotRequired[dict[str, int | float]]
+    validation: NotRequired[_Split]
+    test: NotRequired[_Split]
+    test_other: NotRequired[_Split]
+
+
+class _Entry(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    time: Time
+    step: Annotated[int, Field(ge=0)]
+    metrics: dict[str, Any]
 
 
 def runs_folder() -> Path:
@@ -101,8 +139,15 @@ class RunFolder:
         return self.path.name
 
     def read(self) -> Run:
-        """Read what the run is and how far it got."""
-        return Run(**read_json(self.path / "run.json"))
+        """Read what the run is and how far it got.
+
+        Raises:
+            DataError: ``run.json`` is damaged, or names what is no name.
+        """
+        run = records.read(self.path / "run.json", Run)
+        if not _NAME.fullmatch(run.group):
+            raise DataError(f"{self.name}/run.json: damaged: group: {run.group[:80]!a} is no run's name")
+        return replace(run, name=self.name)  # a folder may have been renamed
 
     def write(self, run: Run) -> None:
         """Write what the run is and how far it got."""
@@ -117,10 +162,20 @@ class RunFolder:
         return run
 
     def metrics(self) -> dict[str, Any]:
-        """Read the finished run's figures (empty before it has finished)."""
+        """Read the finished run's figures (empty before it has finished).
+
+        Raises:
+            DataError: the file is damaged, or a split lacks the task's metric.
+        """
         path = self.path / "metrics.json"
-        result: dict[str, Any] = read_json(path) if path.exists() else {}
-        return result
+        if not path.exists():
+            return {}
+        found: dict[str, Any] = {**records.read(path, _Metrics)}
+        metric = found["task"]["metric"]
+        for split in [name for name in ("validation", "test", "test_other") if name in found]:
+            if not isinstance(found[split].get(metric), int | float):
+                raise DataError(f"{self.name}/{path.name}: damaged: {split} has no {metric:.80}")
+        return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the finished run's figures."""
@@ -144,14 +199,16 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """Read the journal; a last line that a crash cut short is left out."""
+        """Read the journal; a line that a crash cut short, or that holds something else, is left out."""
         if not self.journal.exists():
             return
-        for line in self.journal.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        adapter = TypeAdapter(_Entry)
+        with self.journal.open("rb") as file:
+            for line in file:
+                try:
+                    yield {**adapter.validate_json(line, strict=True)}
+                except ValidationError:
+                    continue
 
     @contextmanager
     def locked(self) -> Iterator[None]:

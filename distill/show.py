@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from distill import logits, runs
+from distill import logits, records, runs
 from distill.errors import UsageError
-from distill.files import read_json
 from distill.planning import size
 from distill.processes import is_main
 from distill.progress import duration, harmless, out, say
@@ -34,6 +33,11 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
+def _text(content: str) -> Text:
+    """Show what a file says as it stands: no markup, no control characters."""
+    return Text(harmless(content))
+
+
 def finished(folders: list[RunFolder]) -> None:
     """Show the figures of runs that have just finished, once for all processes."""
     if not is_main():
@@ -45,7 +49,7 @@ def finished(folders: list[RunFolder]) -> None:
         run, found = folder.read(), folder.metrics()
         metric = found["task"]["metric"]
         table.add_row(
-            run.name, run.model, run.role, metric, f"{found['validation'][metric]:.3f}", _test(found),
+            run.name, _text(run.model), run.role, _text(metric), f"{found['validation'][metric]:.3f}", _test(found),
             duration(found["train"]["seconds"]),
         )  # fmt: skip
     out.print(table)
@@ -76,7 +80,7 @@ def plan(found: Plan) -> None:
         table.add_row(
             name,
             f"{split['rows']:,}",
-            Text(harmless(labels) or "not read"),
+            _text(labels or "not read"),
             tokens,
             f"{split['truncated']:.1%}",
         )
@@ -106,7 +110,7 @@ def sweep(parts: list[Part]) -> None:
         count, done = count + len(part.names), done + finished
         steps += part.steps * (len(part.names) - finished)
         size = [f"{part.steps:,}", f"{part.parameters / 1e6:.1f}"] if part.steps else ["", ""]
-        table.add_row(Text(part.label), part.role, part.names[0], str(len(part.names)), str(finished), *size)
+        table.add_row(_text(part.label), part.role, part.names[0], str(len(part.names)), str(finished), *size)
     out.print(table)
     out.print(
         f"{count} runs, {done} of them finished; {steps:,} steps to make; {time_left(parts)}", markup=False
@@ -145,9 +149,9 @@ def runs_table() -> None:
         run, found = folder.read(), folder.metrics()
         metric = found["task"]["metric"] if found else ""
         split = "test" if "test" in found else "validation"
-        test = f"{metric} {found[split][metric]:.3f}" if found else ""
+        test = f"{metric} {found[split][metric]:.3f}" if split in found else ""
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
-        table.add_row(run.name, run.role, run.model, Text(harmless(run.recipe)), run.status, test, began)
+        table.add_row(run.name, run.role, _text(run.model), _text(run.recipe), run.status, _text(test), began)
     if table.row_count:
         out.print(table)
     else:
@@ -158,12 +162,12 @@ def caches() -> None:
     """List the caches of logits."""
     table = _table("cache", "rows", "labels", "window", "precision", "state", right=("rows", "window"))
     for folder in logits.every():
-        key = read_json(folder / "key.json")
+        key = records.read(folder / "key.json", logits.Key)
         whole = (folder / "manifest.json").is_file()
-        rows = f"{read_json(folder / 'manifest.json')['rows']:,}" if whole else ""
-        reading = key["reading"]
+        rows = f"{logits.manifest_of(folder)['rows']:,}" if whole else ""
+        window = f"{key['reading'].get('max_length', '')} {key['reading'].get('view', '')}"
         table.add_row(
-            folder.name, rows, Text(harmless(", ".join(key["labels"])[:40])), f"{reading['max_length']:,} {reading['view']}", key["precision"],
+            folder.name, rows, _text(", ".join(key["labels"])[:40]), _text(window), _text(key["precision"]),
             "whole" if whole else "unfinished",
         )  # fmt: skip
     if table.row_count:

@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from distill import yaml_strict
-from distill.errors import DistillError, HubError, UsageError
-from distill.files import read_json, replacing_folder, write_json
+from distill import records, yaml_strict
+from distill.errors import DataError, DistillError, HubError, UsageError
+from distill.files import replacing_folder, write_json
 from distill.runs import Run, RunFolder, every, runs_folder
 
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
@@ -137,10 +137,17 @@ def _experiment(client: Any, where: str, name: str) -> str:
 
 def _sent(folder: RunFolder, where: str) -> _Sent:
     """Read how far MLflow has got; another store, or a database made anew, has got nowhere."""
-    path, file = folder.path / "mlflow.json", sqlite_file(where)
-    state = _Sent(**read_json(path)) if path.exists() else _Sent("")
+    file, state = sqlite_file(where), _note(folder) or _Sent("")
     lost = file is not None and not file.exists()
     return _Sent(public(where)) if lost or state.uri != public(where) else state
+
+
+def _note(folder: RunFolder) -> _Sent | None:
+    """Read ``mlflow.json``; a damaged one is as good as none, for what is sent again changes nothing there."""
+    try:
+        return records.read(folder.path / "mlflow.json", _Sent)
+    except (DataError, FileNotFoundError):
+        return None
 
 
 def _name(name: str) -> str:
@@ -354,8 +361,8 @@ def sync(folder: RunFolder) -> bool:
 def find_run(mlflow_run_id: str) -> RunFolder | None:
     """Find the run on this machine that has this MLflow run id."""
     for folder in every():
-        note = folder.path / "mlflow.json"
-        if note.exists() and read_json(note)["run_id"] == mlflow_run_id:
+        note = _note(folder)
+        if note is not None and note.run_id == mlflow_run_id:
             return folder
     return None
 

@@ -447,7 +447,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
                 - (abs(temperature - 4) / 20 if job.only == "distilled" else 0)
             )
             figures = {"validation": {"accuracy": value}, "test": {"accuracy": 1 - value}}
-            folder.write_metrics({**figures, "train": {"seconds": 1.0, "steps": 1}})
+            task = {"kind": "single_label", "labels": ["bad", "good"], "metric": "accuracy"}
+            folder.write_metrics({**figures, "task": task, "train": {"seconds": 1.0, "steps": 1}})
 
     monkeypatch.setattr(stages, "train_students", train)
     return done

@@ -70,6 +70,7 @@ def finish(folder: RunFolder) -> None:
     (folder.model / "onnx" / "model.onnx").write_bytes(b"weights")
     folder.write_metrics(
         {
+            "task": {"kind": "single_label", "labels": ["bad", "good"], "metric": "accuracy"},
             "test": {"accuracy": 0.8, "by_length": [{"words": 100, "accuracy": 0.9}], "best": True},
             "validation": {"accuracy": 0.9},
             "model": {"parameters": 1000},
