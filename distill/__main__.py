@@ -39,11 +39,14 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         say("distill: stopped; `distill runs` shows what can be resumed")
         sys.exit(Interrupted.exit_code)
-    except DistillError as error:
+    except (
+        DistillError,
+        OSError,
+    ) as error:  # of the machine's errors most say enough: a full disk, a folder not ours
         if debug:
             raise
-        say(f"distill: {error}")
-        sys.exit(error.exit_code)
+        say(f"distill: {' '.join(str(error).splitlines())}")
+        sys.exit(getattr(error, "exit_code", DistillError.exit_code))
 
 
 if __name__ == "__main__":

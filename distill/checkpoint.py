@@ -95,7 +95,7 @@ def _holds(path: Path) -> bool:
         hashes = records.read(path / MANIFEST, dict[str, str])
     except (OSError, DataError):
         return False
-    return NEEDED <= set(hashes) and all(
+    return set(hashes) >= NEEDED and all(
         Path(name).name == name and (path / name).is_file() and sha256_file(path / name) == sha
         for name, sha in hashes.items()
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -285,7 +284,7 @@ def record(
 def new_run(name: str, role: Role, recipe: Recipe, recipe_name: str, **more: Any) -> RunFolder:
     """Make a run's folder, on the main process; ``more`` are further fields of the run."""
     run = Run(
-        name=name, role=role, recipe=recipe_name, experiment=recipe.experiment, created=time.time(),
+        name=name, role=role, recipe=recipe_name, experiment=recipe.experiment, created=runs.now(),
         **{"group": name, "seed": 0, "model": recipe.teacher.architecture, **more},
     )  # fmt: skip
     if processes.is_main():

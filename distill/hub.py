@@ -68,7 +68,7 @@ def package_path(address: str) -> Path:
         DataError: the package is not installed, has no such file, or the path leaves the package.
     """
     name, _, inner = address.removeprefix("package://").partition("/")
-    if not name.isidentifier() or not inner:
+    if not name.isidentifier() or not inner or not inner.isprintable():
         raise DataError(f"{address}: must be package://name/path, the name as it is imported")
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from distill import models, spans, thresholds, yaml_strict
+from distill import models, spans, thresholds
+from distill import recipe as recipes
 from distill.errors import DataError, UsageError, nearest
 from distill.files import replacing
 from distill.progress import track
@@ -76,6 +77,10 @@ def _rows(
             quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
             strict=tabs and quotes,  # a quote that opens a field and does not end it would swallow rows
         )
+        header = reader.fieldnames or []
+        twice = next((name for name in (text, text_pair) if name and list(header).count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{file.name}: two columns are called {twice!r:.60}; rename one of them")
         records = enumerate(reader, start=2)
     else:
         records = _json_lines(stream, file)
@@ -117,11 +122,11 @@ def predict(
     """
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise UsageError(f"--output: {output} is no file in a folder that exists")
-    trained = (yaml_strict.parse(folder.recipe.read_text(encoding="utf-8"), folder.name) or {}).get("data")
-    if trained is not None and (trained["text_pair"] is None) != (text_pair is None):
+    trained = recipes.load(str(folder.recipe)).data
+    if (trained.text_pair is None) != (text_pair is None):
         wants = "single texts; leave out --text-pair"
         if text_pair is None:
-            columns = f"{trained['text']} and {trained['text_pair']}"
+            columns = f"{trained.text} and {trained.text_pair}"
             wants = f"pairs of texts; add --text and --text-pair (there the columns {columns})"
         raise UsageError(f"{folder.name} was trained on {wants}")
     rows = list(read(file, text, text_pair, quotes))

@@ -24,11 +24,16 @@ from distill.processes import is_main
 console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 SECONDS_BETWEEN_LINES = 10.0
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def harmless(text: str) -> str:
-    r"""Write out control characters, as ``\x1b``: a label or a file's name must not move the cursor or paint."""
+    r"""Write out control characters, as ``\x1b``: a label or a file's name must not move the cursor or paint.
+
+    Marks of direction and lone surrogates, which no terminal can be sent, are among them.
+    """
     return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 

@@ -32,10 +32,7 @@ def find(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml_strict.parse(path.read_text(encoding="utf-8"), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    value = yaml_strict.read(path)
     if not isinstance(value, dict):
         raise RecipeError(f"{path.name}: a recipe is a mapping of keys to values")
     return value

@@ -10,7 +10,7 @@ suspects.json     of a distilled student: training labels that its teacher does 
 model/            what from_pretrained reads
 checkpoints/      gone once the run is finished
 runs/_logits/<key>/ cached logits, found by content and shared by all runs
-runs/_augmented/<key>.jsonl   copies of documents that students learn from (see augmentation.py)
+runs/_augmented/<key>-<hash>.jsonl   copies of documents that students learn from (see augmentation.py)
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ Role = Literal["teacher", "distilled", "control", "baseline", "pretrained"]
 Status = Literal["running", "finished", "interrupted", "failed"]
 Time = Annotated[float, Field(ge=0, lt=1e11)]
 """Seconds since 1970."""
+MAX_LINE = 1 << 16
+"""Bytes of the journal's last line that are read to see when it was written."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -138,6 +140,19 @@ class RunFolder:
         """The run's name."""
         return self.path.name
 
+    def refuse_links(self) -> None:
+        """Refuse links that lead out of the folder: what is written or sent from here must be the run's own.
+
+        Raises:
+            DataError: there is one.
+        """
+        inside = self.path.resolve()  # the folder itself may be a link, to another disk
+        for path in self.path.rglob("*"):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise DataError(
+                    f"{self.name}/{path.relative_to(self.path)}: a link out of the run's folder; put the file there itself"
+                )
+
     def read(self) -> Run:
         """Read what the run is and how far it got.
 
@@ -189,7 +204,8 @@ class RunFolder:
             metrics: figures by name; the part before the slash is train, eval, test, bench or model.
             event: what happened.
         """
-        line = json.dumps({"time": round(time.time(), 3), "event": event, "step": step, "metrics": metrics})
+        now = max(time.time(), self._last_time())  # a clock that is set back must not turn the figures' order
+        line = json.dumps({"time": round(now, 3), "event": event, "step": step, "metrics": metrics})
         with self.journal.open("a+b") as file:
             # A crash may have cut the last line short: the new one must not be lost with it.
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
@@ -197,6 +213,18 @@ class RunFolder:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def _last_time(self) -> float:
+        """Return when the journal's last line was written; 0 where there is none, or it was cut short."""
+        if not self.journal.exists():
+            return 0.0
+        with self.journal.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LINE))
+            last = file.read().splitlines()[-1:]
+        try:
+            return float(TypeAdapter(_Entry).validate_json(last[0] if last else b"")["time"])
+        except ValidationError:
+            return 0.0
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """Read the journal; a line that a crash cut short, or that holds something else, is left out."""
@@ -242,7 +270,16 @@ class RunFolder:
             except BaseException as error:
                 self.update(status="failed", error=f"{type(error).__name__}: {error}"[:500])
                 raise
-            self.update(status="finished", finished=time.time())
+            self.update(status="finished", finished=max(time.time(), self.read().created))
+
+
+def now() -> float:
+    """Return the time, later than that of every run here: a clock that is set back must not turn their order."""
+    try:
+        latest = max((folder.read().created for folder in every()), default=0.0)
+    except DataError:  # a damaged folder is told to who asks for it; it holds up no new run
+        latest = 0.0
+    return max(time.time(), latest + 0.001)
 
 
 def create(run: Run, recipe: str) -> RunFolder:
@@ -324,15 +361,15 @@ def find(name: str) -> RunFolder:
         known = [folder.name for folder in every()]
         hint = nearest(name, known) if known else "; begin with distill teacher --recipe quickstart"
         raise UsageError(f"no run called {name!r} in {runs_folder().name}/{hint}")
-    return RunFolder(path)
+    folder = RunFolder(path)
+    folder.refuse_links()
+    return folder
 
 
 def every() -> list[RunFolder]:
     """List all runs, oldest first."""
     folders = [
-        RunFolder(p.parent)
-        for p in runs_folder().glob("*/run.json")
-        if not p.parent.name.startswith(("_", "."))
+        RunFolder(p.parent) for p in runs_folder().glob("*/run.json") if _NAME.fullmatch(p.parent.name)
     ]
     return sorted(folders, key=lambda folder: folder.read().created)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import math
@@ -509,3 +510,45 @@ def test_the_pages_are_served_to_this_machine_on_the_next_free_port() -> None:
         server.wait(20)
     assert not ui._is_up(port)
     assert not any(process.is_running() for process in family)
+
+
+def test_a_page_from_elsewhere_reads_and_changes_nothing_on_the_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither by a name of its own that leads to this machine (DNS rebinding), nor across origins."""
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "*")
+    monkeypatch.setenv("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", "true")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        free = held.getsockname()[1]
+    server, port = ui.start(free)
+    assert server is not None
+
+    def ask(host: str, origin: str | None = None) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        headers = {"Host": host, "Content-Type": "application/json"} | ({"Origin": origin} if origin else {})
+        connection.request("POST", "/api/2.0/mlflow/experiments/search", '{"max_results": 1}', headers)
+        try:
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    try:
+        own = f"127.0.0.1:{port}"
+        assert [ask(own), ask(f"localhost:{port}"), ask("localhost:8888"), ask(own, f"http://{own}")] == [
+            200
+        ] * 4
+        foreign = (
+            "evil.example",
+            f"evil.example:{port}",
+            "10.evil.example",
+            "192.168.evil.example",
+            "0.0.0.0",
+        )
+        assert [ask(host) for host in foreign] == [403] * 5
+        assert [
+            ask(own, origin) for origin in ("https://evil.example", "http://localhost.evil.example", "null")
+        ] == [403] * 3
+    finally:
+        server.terminate()
+        server.wait(20)
