@@ -7,6 +7,11 @@ import sys
 from typing import Any
 
 
+def _line(message: object) -> str:
+    """Make a message one line that fits a screen, whatever names are in it."""
+    return f"{' '.join(str(message).splitlines()):.1000}"
+
+
 def main() -> None:
     """Run ``distill``; exit with the code of distill.errors."""
     import typer
@@ -34,7 +39,7 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context else ""
         message = error.format_message()
-        say(f"distill: {message[:1].lower()}{message[1:].rstrip('.')}{hint}")
+        say(f"distill: {message[:1].lower()}{_line(message)[1:].rstrip('.')}{hint}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         say("distill: stopped; `distill runs` shows what can be resumed")
@@ -45,7 +50,7 @@ def main() -> None:
     ) as error:  # of the machine's errors most say enough: a full disk, a folder not ours
         if debug:
             raise
-        say(f"distill: {' '.join(str(error).splitlines())}")
+        say(f"distill: {_line(error)}")
         sys.exit(getattr(error, "exit_code", DistillError.exit_code))
 
 

@@ -188,7 +188,7 @@ def _load(folders: Sequence[RunFolder], notes: list[str]) -> list[_Done]:
             continue
         try:
             found = Predictions.load(folder.predictions)
-        except (SafetensorError, TypeError) as error:
+        except (SafetensorError, TypeError, ValueError) as error:
             raise DataError(f"{run.name}/{folder.predictions.name}: damaged: {error}") from None
         order = np.argsort(found.row_id, kind="stable")
         done.append(_Done(run, folder, metrics, found.row_id[order], found.logits[order]))

@@ -40,10 +40,24 @@ class Predictions:
 
     @staticmethod
     def load(path: Path) -> Predictions:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            SafetensorError: it is no such file.
+            TypeError: a part is missing.
+            ValueError: the parts are not of the same rows.
+        """
         from safetensors.numpy import load_file
 
-        return Predictions(**load_file(path))
+        found = Predictions(**load_file(path))
+        rows, dimensions = (
+            len(found.row_id),
+            [found.row_id.ndim, found.words.ndim, found.logits.ndim, found.labels.ndim],
+        )
+        sizes = {len(part) for part in (found.logits, found.labels, found.words)}
+        if sizes != {rows} or dimensions[:2] != [1, 1] or dimensions[2] not in (2, 3) or dimensions[3] > 2:
+            raise ValueError("its parts are not of the same rows")
+        return found
 
 
 def calibration_error(kind: Kind, logits: Array, labels: Array, bins: int = 15) -> float | None:

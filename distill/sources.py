@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill import hub
 from distill.errors import DataError, HubError, nearest
+from distill.files import expanded
 from distill.schema import Data
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def resolve(address: str, key: str = "data.source") -> Path | None:
     """
     if address.startswith("package://"):
         return hub.package_path(address)
-    path = Path(address).expanduser()
+    path = expanded(address)
     if path.exists():
         return path
     endings = {*SUFFIXES, *([] if key == "data.source" else [LINES])}

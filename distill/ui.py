@@ -13,7 +13,6 @@ from distill import tracking
 from distill.errors import DistillError, HubError, UsageError
 from distill.runs import runs_folder
 
-
 _HOSTS = ("localhost", "127.0.0.1", "localhost:*", "127.0.0.1:*")
 """By what names a browser may ask; with any port, for one may be forwarded."""
 

@@ -543,7 +543,7 @@ def test_a_page_from_elsewhere_reads_and_changes_nothing_on_the_pages(
             f"evil.example:{port}",
             "10.evil.example",
             "192.168.evil.example",
-            "0.0.0.0",
+            "10.0.0.1",
         )
         assert [ask(host) for host in foreign] == [403] * 5
         assert [
