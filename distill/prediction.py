@@ -17,7 +17,7 @@ from distill.errors import DataError, UsageError, nearest
 from distill.files import replacing
 from distill.progress import track
 from distill.runs import RunFolder
-from distill.sources import SUFFIXES, refuse_not_utf8
+from distill.sources import SUFFIXES, json_object, refuse_not_utf8
 from distill.tasks import predictions, probabilities
 
 AT_ONCE = 256
@@ -96,13 +96,7 @@ def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file.name}, line {number}: not JSON: {error.msg}") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{file.name}, line {number}: must be an object with the key of the text")
-        yield number, record
+        yield number, json_object(line, f"{file.name}, line {number}")
 
 
 def predict(

@@ -87,12 +87,18 @@ class _Bucket(TypedDict):
     rows: int
 
 
+class _Train(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    seconds: Annotated[float, Field(ge=0, lt=1e11)]
+    steps: int
+
+
 class _Metrics(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     task: _Task
     model: NotRequired[dict[str, int]]
-    train: NotRequired[dict[str, int | float]]
-    validation: NotRequired[_Split]
+    train: _Train
+    validation: _Split
     test: NotRequired[_Split]
     test_other: NotRequired[_Split]
 

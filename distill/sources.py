@@ -38,6 +38,11 @@ SHOWN = 30
 """Characters of a column's name in a message: the header may be missing, and a document stand in its place."""
 
 
+MAX_DEPTH = 100
+"""Of brackets in a jsonl; documents and answers stand four deep at most."""
+_DEEP = f"nested deeper than {MAX_DEPTH}; no document is"
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?')
+_BRACKET = re.compile(rb"[\[\]{}]")
 _QUOTE = "a text with the separator in it stands in quotes"
 
 
@@ -251,6 +256,7 @@ def _reading(path: Path, form: str) -> Iterator[None]:
             pass
         if form == "jsonl":
             refuse_not_utf8(path)  # the JSON reader lets it pass, and the text breaks much later
+            _refuse_deep(path)
         yield
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
@@ -289,12 +295,54 @@ def _refuse_broken_line(path: Path) -> None:
     """Raise DataError with the first line that is no JSON object."""
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                value = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path.name}, line {number}: not JSON: {error.msg}") from None
-            if not isinstance(value, dict):
-                raise DataError(f'{path.name}, line {number}: must be an object, as in {{"text": "…"}}')
+            if line.strip():
+                json_object(line, f"{path.name}, line {number}")
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """Parse a line of a jsonl.
+
+    Raises:
+        DataError: it is no JSON object, has a key twice, is nested too deep, or holds half of a surrogate pair.
+    """
+    try:
+        value = json.loads(line, object_pairs_hook=_unique)
+        if "\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg}") from None
+    except KeyError as error:
+        raise DataError(f"{where}: key {error.args[0]!r:.60} twice") from None
+    except RecursionError:
+        raise DataError(f"{where}: {_DEEP}") from None
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: must be an object, as in {{"text": "…"}}')
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise KeyError(key)
+        result[key] = value
+    return result
+
+
+def _refuse_deep(path: Path) -> None:
+    """Raise DataError where brackets stand too deep: Arrow's reader would overflow the stack, and the process end."""
+    depth = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            bare = line.strip()
+            if bare[:1] == b"{" and bare[-1:] == b"}" and sum(map(bare.count, (b"{", b"[", b"]", b"}"))) == 2:
+                continue  # as most lines are; a string that is still open would be no JSON
+            for bracket in _BRACKET.findall(_STRING.sub(b"", line)):
+                depth = depth + 1 if bracket in b"[{" else max(0, depth - 1)
+                if depth > MAX_DEPTH:
+                    raise DataError(f"{path.name}, line {number}: {_DEEP}")
 
 
 def _open_hub(

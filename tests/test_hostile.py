@@ -363,7 +363,16 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     found.save(folder.predictions)
     figures = {"rows": 4, "accuracy": 0.5, "buckets": [{"words": "0+", "rows": 4, "accuracy": 0.5}]}
     task = {"kind": "single_label", "labels": ["a", "b"], "metric": "accuracy"}
-    folder.write_metrics({"task": task, "test": figures, "validation": figures, "train": {"seconds": 1.0}})
+    size = {"parameters": 10, "bytes": 20}
+    folder.write_metrics(
+        {
+            "task": task,
+            "test": figures,
+            "validation": figures,
+            "train": {"seconds": 1.0, "steps": 1},
+            "model": size,
+        }
+    )
     return folder
 
 

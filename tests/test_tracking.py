@@ -74,6 +74,7 @@ def finish(folder: RunFolder) -> None:
             "task": {"kind": "single_label", "labels": ["bad", "good"], "metric": "accuracy"},
             "test": {"accuracy": 0.8, "by_length": [{"words": 100, "accuracy": 0.9}], "best": True},
             "validation": {"accuracy": 0.9},
+            "train": {"seconds": 1.0, "steps": 2},
             "model": {"parameters": 1000},
             "bench": {"ms": 2.5, "threads": {"1": 3}},
         }
