@@ -9,6 +9,7 @@ import contextlib
 import csv
 import json
 import logging
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -46,11 +47,22 @@ _BRACKET = re.compile(rb"[\[\]{}]")
 _QUOTE = "a text with the separator in it stands in quotes"
 
 
-def _quiet() -> None:
+def _prepare() -> None:
+    """Silence ``datasets``, and see to the place where it works."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well, and told once, by us
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise DataError(
+            f"data sets are cached in {cache}, which cannot be written; set HF_HOME to a folder that can"
+        )
 
 
 def check_columns(dataset: datasets.Dataset, columns: Sequence[str], where: str) -> None:
@@ -122,7 +134,7 @@ def open_all(data: Data, names: Sequence[str]) -> dict[str, datasets.Dataset]:
         DataError: a file is missing, unreadable, not UTF-8, or not of its format; no such split.
         HubError: a hub data set that is neither here nor reachable.
     """
-    _quiet()
+    _prepare()
     if isinstance(data.source, dict):
         missing = [name for name in names if name not in data.source]
         if missing:
@@ -152,7 +164,7 @@ def open_text(data: Data, address: str, key: str) -> datasets.Dataset:
     """
     import datasets
 
-    _quiet()
+    _prepare()
     path = resolve(address, key)
     if path is not None and path.is_file() and path.suffix.lower() not in (*SUFFIXES, LINES):
         raise DataError(f"{key}: {path.name}: unknown ending; must be {LINES}, {', '.join(SUFFIXES)}")

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, documents, write_csv
+from conftest import TINY, Write, distill, documents, write_csv
 from safetensors.numpy import load_file, save_file
 from test_cli import Command
 
@@ -669,3 +671,105 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, command: Command) -
         sources.open_all(Data(source=str(file)), ["train"])
     with pytest.raises(DataError, match=r"twice\.csv: two columns are called 'text'"):
         list(read(file, "text", None))
+
+
+def test_a_cell_of_50_megabytes_is_read_whole(tmp_path: Path) -> None:
+    from distill import sources
+    from distill.prediction import read
+    from distill.schema import Data
+
+    long = "word " * (10 << 20)
+    file = write_csv(tmp_path / "long.csv", [(long, 0), ("short", 1)])
+    assert [len(text) for text, _ in read(file, "text", None)] == [len(long), 5]
+    found = sources.open_all(Data(source=str(file)), ["train"])["train"]
+    assert [len(text) for text in found["text"]] == [len(long), 5]
+
+
+def test_letters_that_are_no_letters_are_kept_as_they_are(tmp_path: Path) -> None:
+    from distill import sources
+    from distill.prediction import read
+    from distill.schema import Data
+
+    odd = ["a\0b", "\u202edrow", "\x1b[31m", "\ufeff", "\u2028", "[red]", "=1+1"]
+    file = write_csv(tmp_path / "odd.csv", [(text, 0) for text in odd])
+    assert [text for text, _ in read(file, "text", None)] == odd
+    assert list(sources.open_all(Data(source=str(file)), ["train"])["train"]["text"]) == odd
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (r'{"text": "a\ud800b"}', "half of a surrogate pair"),
+        ('{"text": "a", "text": "b"}', "key 'text' twice"),
+        (DEEP, "nested deeper than 100"),
+        ('{"text": "a", "more": ' + DEEP + "]" * 100_000 + "}", "nested deeper than 100"),
+    ],
+)
+def test_a_line_of_json_that_breaks_its_readers_is_named(line: str, said: str, tmp_path: Path) -> None:
+    """Arrow's reader takes brackets as deep as the stack is, and the process ends there."""
+    from distill import sources
+    from distill.prediction import read
+    from distill.schema import Data
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "first"}\n' + line + "\n")
+    for reader in (
+        lambda: list(read(file, "text", None)),
+        lambda: sources.open_all(Data(source=str(file)), ["train"]),
+    ):
+        with pytest.raises(DataError, match=f"line 2: {said}"):
+            reader()
+
+
+def test_brackets_that_are_opened_on_many_lines_are_counted(tmp_path: Path) -> None:
+    from distill import sources
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"}":\n' * 200)
+    with pytest.raises(DataError, match="line 101: nested deeper"):
+        sources._refuse_deep(file)
+    file.write_text('{"text": "[[[[ {{{ \\\\"}\n' * 200)
+    sources._refuse_deep(file)
+
+
+def test_labels_and_files_that_paint_are_shown_harmless(
+    recipe_file: Write, command: Command, tmp_path: Path
+) -> None:
+    odd = tmp_path / "evil\x1b[2J\u202e.csv"
+    names = ["\x1b[31mbad[/x]", "go\u202eod"]
+    write_csv(odd, [(text, names[label]) for text, label in documents(160)])
+    file = recipe_file({"data.source": str(odd)})
+    done = command("teacher", "--recipe", str(file), "--dry-run", "--set", f"task.labels={json.dumps(names)}")
+    assert done.code == 0, done.err
+    assert r"\x1b[31mbad[/x]" in " ".join(done.out.split())
+    assert not {"\x1b", "\u202e"} & {*done.out, *done.err}
+    said = command.refuse(4, "teacher", "--recipe", str(file), "--set", "data.label=labl")
+    assert said.isprintable()
+
+
+# Machines
+
+
+def test_a_home_that_cannot_be_written_is_told_with_the_way_around(recipe_file: Write) -> None:
+    elsewhere = {name: value for name, value in os.environ.items() if name != "HF_DATASETS_CACHE"}
+    asked = [sys.executable, "-m", "distill", "teacher", "--recipe", str(recipe_file()), "--dry-run"]
+    done = subprocess.run(
+        asked, capture_output=True, text=True, timeout=300, env=elsewhere | {"HOME": "/dev/null/home"}
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 4
+    assert line.startswith("distill: data sets are cached in /dev/null/home/")
+    assert line.endswith("which cannot be written; set HF_HOME to a folder that can")
+
+
+def test_a_missing_tmp_stops_nothing(recipe_file: Write) -> None:
+    done = distill(
+        "teacher",
+        "--recipe",
+        str(recipe_file()),
+        "--name",
+        "t",
+        TMPDIR="/dev/null/tmp",
+        DISTILL_RUNS=str(recipe_file().parent / "runs"),
+    )
+    assert done.returncode == 0, done.stderr
