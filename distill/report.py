@@ -201,7 +201,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     timed = any(row.p50_ms is not None for row in comparison.rows)
     costs = [(row, row.p50_ms if timed else row.parameters) for row in comparison.rows]
     points = [
-        chart.Point(row.label, row.role, float(cost), row.quality.mean, row.quality.half, row.bytes)
+        chart.Point(harmless(row.label), row.role, float(cost), row.quality.mean, row.quality.half, row.bytes)
         for row, cost in costs
         if cost and math.isfinite(row.quality.mean)
     ]
@@ -210,7 +210,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     chart.draw(
         points,
         folder / "pareto.png",
-        title=f"{comparison.experiment}: {comparison.metric} over {'latency' if timed else 'size'}",
+        title=f"{harmless(comparison.experiment)}: {comparison.metric} over {'latency' if timed else 'size'}",
         cost_label="Latency of one document alone, median (ms, log scale)"
         if timed
         else "Parameters (log scale)",
