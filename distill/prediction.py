@@ -11,8 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from distill import models, spans, thresholds
-from distill import recipe as recipes
+from distill import models, spans, thresholds, yaml_strict
 from distill.errors import DataError, UsageError, nearest
 from distill.files import replacing
 from distill.progress import track
@@ -116,11 +115,12 @@ def predict(
     """
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise UsageError(f"--output: {output} is no file in a folder that exists")
-    trained = recipes.load(str(folder.recipe)).data
-    if (trained.text_pair is None) != (text_pair is None):
+    asked = yaml_strict.read(folder.recipe)
+    trained = asked.get("data") if isinstance(asked, dict) else None
+    if isinstance(trained, dict) and (trained.get("text_pair") is None) != (text_pair is None):
         wants = "single texts; leave out --text-pair"
         if text_pair is None:
-            columns = f"{trained.text} and {trained.text_pair}"
+            columns = f"{trained.get('text')} and {trained['text_pair']}"
             wants = f"pairs of texts; add --text and --text-pair (there the columns {columns})"
         raise UsageError(f"{folder.name} was trained on {wants}")
     rows = list(read(file, text, text_pair, quotes))
