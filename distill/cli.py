@@ -482,7 +482,7 @@ def sync(
     from distill import runs, tracking
 
     folders = [runs.find(name) for name in names] if names else runs.every()
-    sent = [tracking.sync(folder) for folder in folders]
+    sent = [tracking.sync(folder, patient=True) for folder in folders]
     if not all(sent):
         raise UsageError(
             f"{sent.count(False)} of {len(sent)} runs could not be sent; is {tracking.public(tracking.uri())} reachable?"

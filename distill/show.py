@@ -245,7 +245,7 @@ def ui(port: int) -> None:
     from distill import ui as pages
 
     for folder in runs.every():
-        tracking.sync(folder)
+        tracking.sync(folder, patient=True)
     newest = runs.every()
     experiment = newest[-1].read().experiment if newest else "distill"
     server, port = pages.start(port)

@@ -239,7 +239,7 @@ def _csv_columns(path: Path, options: dict[str, Any]) -> list[str]:
     if "names" not in options:
         # pandas would rename the second of two equal names, and nobody would know which one is read.
         first = pandas.read_csv(path, dtype=str, nrows=1, header=None, **options).iloc[0]
-        twice = first[first.duplicated() & first.notna()]
+        twice = first[first.duplicated() & first.astype(bool)]  # spreadsheets leave columns without a name
         if len(twice):
             raise DataError(f"{path.name}: two columns are called {twice.iloc[0]!r:.60}; rename one of them")
     if "names" in options:

@@ -47,7 +47,7 @@ _ENVIRONMENT = {
 _ENTRIES_AT_ONCE = 500
 _SILENT_FOR = 60.0  # seconds without another try after a failure
 _HOLDS_UP = 20.0  # seconds at most that a run waits for its tracker while it goes on
-_HOLDS_UP_AT_THE_END = 300.0  # and when it has finished: its model may take long to send
+_HOLDS_UP_AT_THE_END = 300.0  # and when nobody trains: a model may take long to send
 
 _log = logging.getLogger("distill")
 _clients: dict[str, Any] = {}
@@ -326,15 +326,16 @@ def _send(folder: RunFolder, where: str) -> None:
     sent.save(folder)
 
 
-def sync(folder: RunFolder) -> bool:
+def sync(folder: RunFolder, *, patient: bool = False) -> bool:
     """Send MLflow what it does not have of a run yet: figures, and at the end files and status.
 
     Call it as often as wanted: nothing is sent twice, and after a failure MLflow is left alone for a
-    minute. It comes back after 20 seconds, or 5 minutes when the run has finished, whatever the store does; what hangs
-    is left behind in a thread. A run that is resumed goes on in the same MLflow run.
+    minute. It comes back after 20 seconds whatever the store does, or after 5 minutes where nobody trains meanwhile; what
+    hangs is left behind in a thread. A run that is resumed goes on in the same MLflow run.
 
     Args:
         folder: the run.
+        patient: whether nobody trains meanwhile; so it is anyhow when the run has finished.
 
     Returns:
         Whether MLflow now has all of it.
@@ -346,7 +347,7 @@ def sync(folder: RunFolder) -> bool:
 
     def send() -> None:
         try:
-            with FileLock(folder.path / ".mlflow.lock", timeout=limit if ended else 3):
+            with FileLock(folder.path / ".mlflow.lock", timeout=limit if patient else 3):
                 _send(folder, where)
             outcome.append(None)
         # Stores and artifact stores fail in their own ways (requests, SQLAlchemy, boto3, ...), and hours of
@@ -354,8 +355,8 @@ def sync(folder: RunFolder) -> bool:
         except Exception as error:
             outcome.append(error)
 
-    ended = folder.read().status == "finished"
-    limit = _HOLDS_UP_AT_THE_END if ended else _HOLDS_UP
+    patient = patient or folder.read().status == "finished"
+    limit = _HOLDS_UP_AT_THE_END if patient else _HOLDS_UP
     # A database driver may wait for ever; a daemon thread is one that the process does not wait for when it ends.
     worker = threading.Thread(target=send, daemon=True)
     worker.start()
