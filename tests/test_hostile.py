@@ -430,9 +430,9 @@ def test_what_a_run_says_of_itself_cannot_paint_the_terminal(sent: RunFolder, co
     settle(
         sent.path,
         "run.json",
-        model="\x1b[31m[/nonsense]$\\evil{",
+        model="\x1b[31m[/nonsense]$\\evil{$",
         recipe="[blink]\x07",
-        experiment="$\\x{\x1b",
+        experiment="$\\x{\x1b$",
     )
     for arguments in (["runs"], ["compare", "--no-bench"]):
         done = command(*arguments)
