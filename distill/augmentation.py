@@ -98,9 +98,8 @@ def _written(recipe: Recipe, settings: Augment, parts: Sequence[Rows]) -> Path:
     )
     place = runs_folder() / "_augmented"
     place.mkdir(parents=True, exist_ok=True)
-    with FileLock(
-        runs_folder() / ".augmented.lock"
-    ):  # of two jobs the second reads what the first has written
+    # Of two jobs the second reads what the first has written.
+    with FileLock(runs_folder() / ".augmented.lock"):
         for path in place.glob(f"{key[:16]}-*.jsonl"):
             if sha256_file(path).startswith(path.stem.partition("-")[2]):
                 return path

@@ -50,12 +50,10 @@ class Predictions:
         from safetensors.numpy import load_file
 
         found = Predictions(**load_file(path))
-        rows, dimensions = (
-            len(found.row_id),
-            [found.row_id.ndim, found.words.ndim, found.logits.ndim, found.labels.ndim],
-        )
-        sizes = {len(part) for part in (found.logits, found.labels, found.words)}
-        if sizes != {rows} or dimensions[:2] != [1, 1] or dimensions[2] not in (2, 3) or dimensions[3] > 2:
+        flat = found.row_id.ndim == found.words.ndim == 1
+        if not flat or found.logits.ndim not in (2, 3) or found.labels.ndim not in (1, 2):
+            raise ValueError("its parts have other shapes than predictions")
+        if len({len(part) for part in vars(found).values()}) != 1:
             raise ValueError("its parts are not of the same rows")
         return found
 

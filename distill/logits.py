@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict
 from typing_extensions import NotRequired, TypedDict
 
 from distill import records
@@ -40,6 +41,12 @@ NOT_READING = ("train", "checkpoint", "tokenizer", "config", "lengthen")
 _CONFIG_NOISE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 
 
+class _Reading(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    max_length: int
+    view: str
+
+
 class Key(TypedDict):
     """What ``key.json`` holds."""
 
@@ -47,7 +54,7 @@ class Key(TypedDict):
     weights: str
     config: str
     tokenizer: str
-    reading: dict[str, Any]
+    reading: _Reading
     precision: str
     dtype: str
     kind: Kind

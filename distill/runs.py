@@ -15,6 +15,7 @@ runs/_augmented/<key>-<hash>.jsonl   copies of documents that students learn fro
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -108,6 +109,12 @@ class _Entry(TypedDict):
     time: Time
     step: Annotated[int, Field(ge=0)]
     metrics: dict[str, Any]
+
+
+@functools.cache
+def _entry_of() -> TypeAdapter[_Entry]:
+    """Return what reads a line of the journal; made once, for each step may write one."""
+    return TypeAdapter(_Entry)
 
 
 def runs_folder() -> Path:
@@ -228,7 +235,7 @@ class RunFolder:
             file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LINE))
             last = file.read().splitlines()[-1:]
         try:
-            return float(TypeAdapter(_Entry).validate_json(last[0] if last else b"")["time"])
+            return float(_entry_of().validate_json(last[0] if last else b"")["time"])
         except ValidationError:
             return 0.0
 
@@ -236,7 +243,7 @@ class RunFolder:
         """Read the journal; a line that a crash cut short, or that holds something else, is left out."""
         if not self.journal.exists():
             return
-        adapter = TypeAdapter(_Entry)
+        adapter = _entry_of()
         with self.journal.open("rb") as file:
             for line in file:
                 try:

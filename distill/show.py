@@ -165,7 +165,7 @@ def caches() -> None:
         key = records.read(folder / "key.json", logits.Key)
         whole = (folder / "manifest.json").is_file()
         rows = f"{logits.manifest_of(folder)['rows']:,}" if whole else ""
-        window = f"{key['reading'].get('max_length', '')} {key['reading'].get('view', '')}"
+        window = f"{key['reading']['max_length']:,} {key['reading']['view']}"
         table.add_row(
             folder.name, rows, _text(", ".join(key["labels"])[:40]), _text(window), _text(key["precision"]),
             "whole" if whole else "unfinished",

@@ -511,7 +511,7 @@ def cache(tmp_path: Path) -> Path:
     folder = tmp_path / "cache"
     folder.mkdir()
     key = {
-        "format": 1, "weights": "w", "config": "c", "tokenizer": "t", "reading": {"max_length": 8}, "precision": "fp32",
+        "format": 1, "weights": "w", "config": "c", "tokenizer": "t", "reading": {"max_length": 8, "view": "head"}, "precision": "fp32",
         "dtype": "float32", "kind": "single_label", "labels": ["a", "b"],
     }  # fmt: skip
     write_json(folder / "key.json", key)
