@@ -31,7 +31,7 @@ settings.register_profile(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-settings.register_profile("soak", settings.get_profile("suite"), max_examples=400, derandomize=False)
+settings.register_profile("soak", settings.get_profile("suite"), max_examples=2000, derandomize=False)
 settings.load_profile("suite")
 
 GOOD = "good great fine lovely superb warm bright clever".split()

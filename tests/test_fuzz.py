@@ -1,6 +1,6 @@
 """Random and randomly damaged files through every reader: an answer, or an error of ours, within a bound of memory.
 
-``--hypothesis-profile soak`` tries a hundred times as many, and others each time.
+``--hypothesis-profile soak`` tries fifty times as many, and others each time.
 """
 
 from __future__ import annotations

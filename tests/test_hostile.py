@@ -626,8 +626,8 @@ def test_a_checkpoint_whose_manifest_says_nothing_is_not_whole(manifest: str, sa
 
 def test_a_checkpoints_manifest_names_no_file_outside_it(saved: Any) -> None:
     path, *_ = saved
-    shutil.copy(path / "state.json", path.parent)
-    rehash(path, **{"../state.json": sha256_file(path / "state.json")})
+    shutil.copy(path / "state.json", path.parent / "outside.json")
+    rehash(path, **{"../outside.json": sha256_file(path / "state.json")})
     with pytest.raises(DataError, match="is damaged"):
         checkpoint.latest(path.parent)
 
