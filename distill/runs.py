@@ -281,7 +281,9 @@ class RunFolder:
                 self.update(status="interrupted", error="stopped from outside")
                 raise
             except BaseException as error:
-                self.update(status="failed", error=f"{type(error).__name__}: {error}"[:500])
+                reason = f"{type(error).__name__}: {error}"[:500]
+                # A file's name may hold bytes that are no text.
+                self.update(status="failed", error=reason.encode("utf-8", "backslashreplace").decode())
                 raise
             self.update(status="finished", finished=max(time.time(), self.read().created))
 

@@ -159,6 +159,7 @@ def test_a_clock_that_is_set_back_turns_no_order_and_no_duration(monkeypatch: py
         (KeyboardInterrupt(), "interrupted", "stopped from outside"),
         (Interrupted("x"), "interrupted", "stopped from outside"),
         (ValueError("broken"), "failed", "ValueError: broken"),
+        (ValueError("a\udcffb"), "failed", r"ValueError: a\udcffb"),
     ],
 )
 def test_how_the_work_ended_is_written_down(error: BaseException, status: str, said: str) -> None:
