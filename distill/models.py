@@ -40,6 +40,11 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 """A tokenizer's folder holds at least one of them."""
+RUN_CODE = frozenset(
+    "attn_implementation _attn_implementation experts_implementation _experts_implementation use_kernels kernel_config "
+    "trust_remote_code auto_map code_revision".split()
+)
+"""What no recipe hands on to transformers."""
 
 
 class _Task(TypedDict):
@@ -267,6 +272,10 @@ def construct(
     from huggingface_hub.errors import StrictDataclassError
 
     module = catalog.load(section, config.architecture)
+    for field in sorted(RUN_CODE & set(config.config)):
+        raise RecipeError(
+            f"{section}.config: {field} can have transformers fetch code and run it; leave it out"
+        )
     try:
         model = module.build(config, task, tokenizer, teacher)
     except (TypeError, ValueError, StrictDataclassError) as error:

@@ -198,6 +198,15 @@ def test_attention_that_would_be_fetched_from_the_hub_is_refused(folder: Path) -
         models.load(folder)
 
 
+@pytest.mark.parametrize("field", ["attn_implementation", "trust_remote_code", "use_kernels"])
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_recipe_has_no_code_fetched(checkpoint: bool, field: str, folder: Path) -> None:
+    wanted = {"config": {**TINY, field: "somebody/code"}, "tokenizer": str(folder)}
+    section = reader_of(folder, **wanted) if checkpoint else reader_of(folder, checkpoint=None, **wanted)
+    with pytest.raises(RecipeError, match=f"teacher.config: {field} can have transformers fetch code"):
+        models.build(section, "teacher", TASK, 0)
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
