@@ -120,7 +120,12 @@ def _difference(was: Any, now: Any) -> str:
 
 
 def load(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, meaning: dict[str, Any]
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    meaning: dict[str, Any],
+    *,
+    any_processes: bool = False,
 ) -> tuple[TrainState, dict[str, Tensor] | None]:
     """Read a checkpoint into a model and an optimizer.
 
@@ -129,6 +134,7 @@ def load(
         model: of the same shape.
         optimizer: over the same parameters.
         meaning: what must be equal (see TrainState).
+        any_processes: their number need not be.
 
     Returns:
         Where the run stands, and the weights of its best evaluation.
@@ -138,10 +144,12 @@ def load(
     """
     state = TrainState(**read_json(path / "state.json"))
     for key, was in state.meaning.items():
-        if meaning.get(key) != was:
+        if meaning.get(key) != was and not (any_processes and key == "processes"):
+            hint = "; --any-processes allows that" if key == "processes" else ""
             raise DataError(
-                f"{path.parent.parent.name}: cannot be resumed: {key} {_difference(was, meaning.get(key))}"
+                f"{path.parent.parent.name}: cannot be resumed: {key} {_difference(was, meaning.get(key))}{hint}"
             )
+    state.meaning = meaning
     model.load_state_dict(load_file(path / "model.safetensors"))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in load_file(path / "optimizer.safetensors").items():

@@ -23,6 +23,7 @@ from distill import (
 )
 from distill.data import Corpus, Rows, SplitName
 from distill.encoding import Encoded, concatenate, encode, reading_key
+from distill.errors import Lost
 from distill.evaluation import Predictions, measure
 from distill.files import read_json, write_json
 from distill.inference import Precision
@@ -170,14 +171,16 @@ def fit(
     objective: Objective,
     lookup: Lookup | None,
     pair: Pair | None = None,
+    *,
+    any_processes: bool = False,
 ) -> None:
     """Train a model inside its run folder, measure it once on test, and write everything down.
 
-    ``pair`` is the model with its teacher beside it, where the objective needs that.
+    ``pair`` is the model with its teacher beside it, where the objective needs that; with ``any_processes`` the run
+    may have been begun on another number of processes.
     """
     precision = _precision(settings)
     accelerator = inference.make_accelerator(precision)
-    processes.check(accelerator)
     if corpus.task.kind == "multi_label":
         labels = corpus.splits["train"].labels
         assert labels is not None
@@ -208,7 +211,7 @@ def fit(
     with reporting_memory():
         done = train(
             model, encoded["train"], objective, settings, evaluate, corpus.task.metric, folder, accelerator, meaning,
-            lookup, lambda: tracking.sync(folder), pair,
+            lookup, lambda: tracking.sync(folder), pair, any_processes=any_processes,
         )  # fmt: skip
         tokens = recipe.evaluation.tokens_per_batch
         found = {
@@ -298,11 +301,16 @@ def new_run(name: str, role: Role, recipe: Recipe, recipe_name: str, **more: Any
 def working(folder: RunFolder) -> Iterator[None]:
     """Work in a run folder; the tracker hears of the end, good or bad, and checkpoints go after a good one."""
     if not processes.is_main():
-        yield
-        processes.wait()
+        try:
+            with processes.noticing_loss():
+                yield
+                processes.wait()
+        except Lost:
+            folder.abandon()
+            raise
         return
     try:
-        with folder.working():
+        with folder.working(), processes.noticing_loss():
             yield
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     finally:

@@ -25,7 +25,6 @@ from distill import (
     masked_live,
     models,
     planning,
-    processes,
     runs,
     tracking,
 )
@@ -216,7 +215,13 @@ def plan(recipe: Recipe) -> fitting.Plan:
 
 
 def pretrain(
-    recipe: Recipe, recipe_name: str, student: str, name: str | None = None, resume: str | None = None
+    recipe: Recipe,
+    recipe_name: str,
+    student: str,
+    name: str | None = None,
+    resume: str | None = None,
+    *,
+    any_processes: bool = False,
 ) -> RunFolder:
     """Pre-train a student.
 
@@ -226,6 +231,7 @@ def pretrain(
         student: the architecture, or the preset's name.
         name: the run's; run1, run2, … where absent.
         resume: a run to go on with, whose recipe ``recipe`` is.
+        any_processes: on another number of processes, too.
 
     Returns:
         The finished run.
@@ -240,16 +246,15 @@ def pretrain(
             teachers=[recipe.pretraining.teacher] if recipe.pretraining.teacher else [],
         )  # fmt: skip
     with fitting.working(folder):
-        _fit(folder, recipe, material)
+        _fit(folder, recipe, material, any_processes)
     return folder
 
 
-def _fit(folder: RunFolder, recipe: Recipe, material: _Material) -> None:
+def _fit(folder: RunFolder, recipe: Recipe, material: _Material, any_processes: bool) -> None:
     """Train inside the run folder and write everything down."""
     model, settings = material.model, recipe.pretraining.train
     precision = inference.resolve_precision(settings.precision)
     accelerator = inference.make_accelerator(precision)
-    processes.check(accelerator)
     facts = {
         "data": material.fingerprint,
         "initial_weights": models.weights_hash(model.model),
@@ -271,7 +276,7 @@ def _fit(folder: RunFolder, recipe: Recipe, material: _Material) -> None:
     with fitting.reporting_memory():
         done = train(
             model, material.windows, objective, settings, evaluate, "nll", folder, accelerator, meaning,
-            on_evaluation=lambda: tracking.sync(folder), pair=material.pair,
+            on_evaluation=lambda: tracking.sync(folder), pair=material.pair, any_processes=any_processes,
         )  # fmt: skip
         found = evaluate(model)
     if accelerator.is_main_process:

@@ -40,6 +40,8 @@ Lookup = Callable[[Array], Floats]
 """Row ids ``(documents,)`` to teacher logits ``(documents, classes)``."""
 Evaluate = Callable[[Any], dict[str, float]]
 """Validation figures by name."""
+ONE_WISH = 1.0
+"""Seconds within which a second signal repeats the first."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ class Trained:
 
 
 class Stop:
-    """Whether somebody asked this process to end: the first signal waits for the step's end."""
+    """Whether somebody asked this process to end, and when: the first signal waits for the step's end."""
 
     asked = False
+    at = 0.0
 
 
 @contextmanager
@@ -65,9 +68,10 @@ def listening() -> Iterator[Stop]:
     stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        # A scheduler signals a launcher and its processes, and the launcher passes it on: that is one wish.
+        if stop.asked and time.monotonic() - stop.at > ONE_WISH:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.asked, stop.at = True, time.monotonic()
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -126,6 +130,8 @@ def train(
     lookup: Lookup | None = None,
     on_evaluation: Callable[[], object] = lambda: None,
     pair: Pair | MaskedPair | None = None,
+    *,
+    any_processes: bool = False,
 ) -> Trained:
     """Train a model; it holds the weights of its best evaluation afterwards.
 
@@ -142,6 +148,7 @@ def train(
         lookup: the teacher's logits by row id, when the objective reads them.
         on_evaluation: called on the main process after each evaluation, for trackers.
         pair: the model with its teacher beside it, when the objective needs it live.
+        any_processes: go on with a checkpoint of another number of processes, too.
 
     Raises:
         Diverged: the loss is not finite.
@@ -163,7 +170,9 @@ def train(
     state, best_weights = TrainState(meaning=meaning), None
     whole = checkpoint.latest(folder.checkpoints)
     if whole is not None:
-        state, best_weights = checkpoint.load(whole, learner, optimizer.optimizer, meaning)
+        state, best_weights = checkpoint.load(
+            whole, learner, optimizer.optimizer, meaning, any_processes=any_processes
+        )
     began = time.monotonic() - state.seconds
     wrapped.train()
     losses: dict[str, float] = {}
