@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import ctypes
 import gc
+import itertools
 from typing import Any, Literal
 
 import numpy as np

@@ -1,0 +1,191 @@
+"""What several processes make together is what one makes, and one that is lost costs the steps since its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, Write, documents
+from ranks import together
+
+from distill import catalog, checkpoint, data, fitting, inference, models, pretraining, processes, training
+from distill import recipe as recipes
+from distill.batching import collate
+from distill.encoding import Encoded, encode_texts
+from distill.errors import DataError, Lost
+from distill.losses import Objective
+from distill.masking import HeldOut
+from distill.models import Classifier
+from distill.runs import Run, RunFolder, create
+from distill.schema import Loss, Train
+from distill.tasks import Floats, TaskSpec, quality
+from distill.training import train
+
+torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+
+TASK = TaskSpec("single_label", ("bad", "good"), "accuracy")
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SETTINGS: dict[str, Any] = {
+    "epochs": 4.0, "batch_size": 8, "tokens_per_batch": 96, "learning_rate": 1e-4, "precision": "fp32",
+    "evaluate_every": 5,
+}  # fmt: skip
+
+Weights = dict[str, Floats]
+
+
+def build(tokenizer: Path, **config: Any) -> Classifier:
+    schema = catalog.load("teacher", "bert").Config
+    fields = {"architecture": "bert", "tokenizer": str(tokenizer), "max_length": 64}
+    return models.build(
+        schema.model_validate({**fields, "config": {**TINY, **config}}), "teacher", TASK, seed=0
+    )
+
+
+def rows(model: Classifier, count: int) -> Encoded:
+    texts = documents(count, longest=30)
+    found = encode_texts(model.tokenizer, [[(text, None) for text, _ in texts]], model.config)
+    labels = np.array([label for _, label in texts])
+    return Encoded(
+        **{
+            **vars(found),
+            "labels": labels,
+            "labelled": np.ones(count, np.bool_),
+            "row_id": np.arange(count),
+        }
+    )
+
+
+def learn(
+    tokenizer: Path, path: Path, config: dict[str, Any], any_processes: bool = False, **changes: Any
+) -> tuple[Weights, list[list[int]]]:
+    """Train in this process and its companions; return the last weights, and the documents of each step here."""
+    seen: list[list[int]] = []
+    step, gather = training._step, collate
+    training._step = lambda *given, **more: seen.append([]) or step(*given, **more)  # type: ignore[assignment,func-returns-value]
+    training.collate = lambda *given: seen[-1].extend(given[1].tolist()) or gather(*given)  # type: ignore[attr-defined]
+    fitting.tracking.sync = lambda folder: True  # type: ignore[attr-defined]
+    model, accelerator = build(tokenizer, **config), inference.make_accelerator("fp32")
+    folder, best = RunFolder(path), iter(range(99))
+    with fitting.working(folder):
+        train(
+            model, rows(model, 40), Objective("single_label", [Loss(kind="hard")]),
+            Train.model_validate({**SETTINGS, **changes}), lambda _: {"accuracy": float(next(best))}, "accuracy",
+            folder, accelerator, {"recipe": "a", "processes": accelerator.num_processes},
+            any_processes=any_processes,
+        )  # fmt: skip
+    return {name: weight.numpy() for name, weight in model.state_dict().items()}, seen
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Make a run's folder."""
+    monkeypatch.setenv("DISTILL_RUNS", str(tmp_path))
+
+    def make(name: str) -> Path:
+        return create(Run(name, "teacher", name, "r", "tests", "bert", 0, 0.0), "recipe: a\n").path
+
+    return make
+
+
+NewRun = Callable[[str], Path]
+
+
+def apart(one: Weights, other: Weights) -> float:
+    """Return the largest difference of any weight."""
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+def test_two_processes_see_the_documents_of_one_and_end_in_its_weights(
+    tokenizer_folder: Path, run: NewRun
+) -> None:
+    alone, seen = together(1, learn, tokenizer_folder, run("alone"), NO_DROPOUT)[0]
+    both = together(2, learn, tokenizer_folder, run("both"), NO_DROPOUT)
+    assert len(seen) == 20
+    assert [sorted(documents) for documents in seen] == [
+        sorted(first + second) for first, second in zip(both[0][1], both[1][1], strict=True)
+    ]
+    assert all(both[0][1]), both[1][1]
+    assert apart(alone, both[0][0]) < 1e-6
+    assert apart(both[0][0], both[1][0]) == 0
+
+
+def measure(tokenizer: Path, recipe_file: Path) -> list[Any]:
+    """Measure a classifier on 31 documents, and a masked language model on the windows of held-out text."""
+    model, accelerator = build(tokenizer), inference.make_accelerator("fp32")
+    documents = rows(model, 31)
+    logits = inference.predict_all(model, documents, 96, "fp32", accelerator)
+    recipe = recipes.load(str(recipe_file))
+    masked = pretraining.build(recipe)
+    windows = pretraining._pack(masked, data.load(recipe).splits["validation"], "validation")
+    assert len(windows) % 2
+    assert len(windows) % 3
+    found = HeldOut(windows, masked.masking).measure(masked, 64, accelerator)
+    return [quality("single_label", logits, documents.labels), logits.tobytes(), found]
+
+
+def test_figures_are_the_same_to_the_bit_on_one_two_and_three_processes(
+    tokenizer_folder: Path, recipe_file: Write
+) -> None:
+    file = recipe_file({"student.max_length": 28})
+    alone = measure(tokenizer_folder, file)
+    assert alone[0]["nll"] > 0
+    for world in (2, 3):
+        assert together(world, measure, tokenizer_folder, file) == [alone] * world
+
+
+def lose(number: int, rank: int, tokenizer: Path, path: Path) -> None:
+    """Train, and let one of the processes be killed or stopped as the eighth step of twenty begins."""
+    step, made = training._step, 0
+
+    def interrupted(*given: Any, **more: Any) -> dict[str, float]:
+        nonlocal made
+        made += 1
+        if made == 8 and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), number)
+        return step(*given, **more)
+
+    training._step = interrupted
+    learn(tokenizer, path, NO_DROPOUT)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_hangs_costs_the_steps_since_the_checkpoint(
+    number: int, rank: int, tokenizer_folder: Path, run: NewRun
+) -> None:
+    folder = RunFolder(run("lost"))
+    answers = together(
+        2, lose, number, rank, tokenizer_folder, folder.path,
+        hanging=number == signal.SIGSTOP, DISTILL_TIMEOUT="4" if number == signal.SIGSTOP else "60",
+    )  # fmt: skip
+    left = answers[1 - rank]
+    assert isinstance(left, Lost), left
+    assert "\n" not in str(left)
+    assert left.exit_code == 75
+    assert folder.read().status == "interrupted"
+    assert checkpoint.latest(folder.checkpoints) == folder.checkpoints / "step-000000005"
+    answers = together(2, learn, tokenizer_folder, folder.path, NO_DROPOUT)
+    assert len(answers[0][1]) == 15, "steps that were left"
+    assert folder.read().status == "finished"
+
+
+def test_a_run_goes_on_with_another_number_of_processes_where_it_may(
+    tokenizer_folder: Path, run: NewRun
+) -> None:
+    whole, _ = together(1, learn, tokenizer_folder, run("whole"), NO_DROPOUT)[0]
+    path = run("moved")
+    together(2, lose, signal.SIGKILL, 1, tokenizer_folder, path)
+    refused = together(1, learn, tokenizer_folder, path, NO_DROPOUT)[0]
+    assert isinstance(refused, DataError)
+    assert str(refused) == (
+        "moved: cannot be resumed: processes was 2, and is 1 now; --any-processes allows that"
+    )
+    moved, seen = together(1, learn, tokenizer_folder, path, NO_DROPOUT, True)[0]
+    assert len(seen) == 15
+    assert apart(whole, moved) < 1e-6
