@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Write, distill
 
 from distill import launching
 from distill.errors import UsageError
+from distill.runs import RunFolder
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -157,3 +159,33 @@ def test_any_processes_is_for_a_run_that_is_gone_on_with() -> None:
     done = distill("teacher", "--recipe", "quickstart", "--any-processes")
     assert done.returncode == 2
     assert "--resume" in done.stderr
+
+
+def test_a_job_that_is_stopped_or_loses_a_process_says_so_once_and_goes_on(
+    runs: Path, recipe_file: Write
+) -> None:
+    recipe = str(recipe_file({"teacher.train.epochs": 60.0, "teacher.train.evaluate_every": 5}))
+    folder = RunFolder(runs / "t")
+
+    def start(*more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "distill", "teacher", *more, "--processes", "2"]
+        before = len(list(folder.entries()))
+        job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while len(list(folder.entries())) == before and job.poll() is None:
+            time.sleep(0.05)
+        return job
+
+    job = start("--recipe", recipe, "--name", "t")
+    job.send_signal(signal.SIGTERM)
+    told = job.communicate(timeout=120)[1]
+    assert job.returncode == 75, told
+    assert told.count("distill: ") == told.count("distill: t: stopped at step") == 1
+    assert folder.read().status == "interrupted"
+    job = start("--resume", "t")
+    ranks = {process.environ()["RANK"]: process for process in psutil.Process(job.pid).children()}
+    ranks["1"].kill()
+    told = job.communicate(timeout=120)[1]
+    assert job.returncode == 75, told
+    assert told.count("distill: ") == told.count("distill: another process of this job died") == 1
+    assert folder.read().status == "interrupted"
+    assert "Traceback" not in told

@@ -14,7 +14,7 @@ import torch
 from conftest import TINY, Write, documents
 from ranks import together
 
-from distill import catalog, checkpoint, data, fitting, inference, models, pretraining, processes, training
+from distill import catalog, checkpoint, data, fitting, inference, models, pretraining, training
 from distill import recipe as recipes
 from distill.batching import collate
 from distill.encoding import Encoded, encode_texts
