@@ -26,9 +26,10 @@ def launch(wished: int | None) -> None:
         wished: ``--processes``; None: those that a launcher has started, or this one.
 
     Raises:
-        UsageError: a launcher has started another number.
+        UsageError: a launcher has started another number, or asks for what cannot be done.
         SystemExit: the job has ended.
     """
+    _refuse_settings()
     _refuse_lone_process()
     if wished is None or wished == processes.count():
         return
@@ -38,6 +39,26 @@ def launch(wished: int | None) -> None:
         )
     processes.timeout()  # what is wrong with it is told once, and now
     sys.exit(run(wished, sys.orig_argv[1:]))
+
+
+def _refuse_settings() -> None:
+    """Refuse what Accelerate would do by its configuration to a loop that knows nothing of it.
+
+    Raises:
+        UsageError: weights are to be cut up, or gradients to be divided once more.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UsageError(
+                f"accelerate's {name.lower()} cuts weights up, and a checkpoint here would hold the first process's "
+                "part of them: take it out of accelerate's configuration; docs/scale.md says how a large model fits"
+            )
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        raise UsageError(
+            f"accelerate's gradient_accumulation_steps is {steps}, and would divide the gradients: leave it at 1; "
+            "train.batch_size is of a whole step, and train.tokens_per_batch cuts it up"
+        )
 
 
 def _refuse_lone_process() -> None:

@@ -67,15 +67,18 @@ def together(
         process.start()
         theirs.close()
         started.append((process, ours))
-    waiting, answers = {ours: rank for rank, (_, ours) in enumerate(started)}, cast(list[Any], [None] * world)
-    while len(waiting) > hanging:
-        ready = wait(list(waiting), 120)
-        assert ready, "they are silent"
-        for ours in cast(list[Connection], ready):
-            with suppress(EOFError):  # it died
-                answers[waiting[ours]] = pickle.loads(ours.recv_bytes())  # noqa: S301 - our own
-            del waiting[ours]
-    for process, _ in started:
-        process.kill()
-        process.join()
+    answers: list[Any] = [None] * world
+    waiting = {ours: rank for rank, (_, ours) in enumerate(started)}
+    try:
+        while len(waiting) > hanging:
+            ready = wait(list(waiting), 120)
+            assert ready, "they are silent"
+            for ours in cast(list[Connection], ready):
+                with suppress(EOFError):  # it died
+                    answers[waiting[ours]] = pickle.loads(ours.recv_bytes())  # noqa: S301 - our own
+                del waiting[ours]
+    finally:
+        for process, _ in started:
+            process.kill()
+            process.join()
     return answers

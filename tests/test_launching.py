@@ -137,6 +137,22 @@ def test_inside_a_launcher_nothing_is_started_and_the_number_is_compared(
         launching.launch(3)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "accelerate's fsdp cuts weights up"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "accelerate's deepspeed cuts weights up"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "would divide the gradients: leave it at 1"),
+    ],
+)
+def test_what_a_launcher_is_configured_to_do_to_weights_or_gradients_is_refused(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=said):
+        launching.launch(None)
+
+
 def test_a_mistake_is_told_once_and_the_exit_code_is_kept(runs: Path, recipe_file: Write) -> None:
     recipe = str(recipe_file({"data.source": "nowhere.csv"}))
     done = distill("teacher", "--recipe", recipe, "--processes", "2")

@@ -14,9 +14,9 @@ import torch
 from conftest import TINY, Write, documents
 from ranks import together
 
-from distill import catalog, checkpoint, data, fitting, inference, models, pretraining, training
+from distill import catalog, checkpoint, data, fitting, inference, models, pretraining, tracking, training
 from distill import recipe as recipes
-from distill.batching import collate
+from distill.batching import Batch, collate
 from distill.encoding import Encoded, encode_texts
 from distill.errors import DataError, Lost
 from distill.losses import Objective
@@ -66,10 +66,20 @@ def learn(
 ) -> tuple[Weights, list[list[int]]]:
     """Train in this process and its companions; return the last weights, and the documents of each step here."""
     seen: list[list[int]] = []
-    step, gather = training._step, collate
-    training._step = lambda *given, **more: seen.append([]) or step(*given, **more)  # type: ignore[assignment,func-returns-value]
-    training.collate = lambda *given: seen[-1].extend(given[1].tolist()) or gather(*given)  # type: ignore[attr-defined]
-    fitting.tracking.sync = lambda folder: True  # type: ignore[attr-defined]
+    step = training._step
+
+    def begin(*given: Any, **more: Any) -> dict[str, float]:
+        seen.append([])
+        return step(*given, **more)
+
+    def gather(data: Encoded, indices: Any, *more: Any) -> Batch:
+        seen[-1].extend(indices.tolist())
+        return collate(data, indices, *more)
+
+    patch = pytest.MonkeyPatch()  # of a process that ends with its work
+    patch.setattr(training, "_step", begin)
+    patch.setattr(training, "collate", gather)
+    patch.setattr(tracking, "sync", lambda folder: True)
     model, accelerator = build(tokenizer, **config), inference.make_accelerator("fp32")
     folder, best = RunFolder(path), iter(range(99))
     with fitting.working(folder):
@@ -150,7 +160,7 @@ def lose(number: int, rank: int, tokenizer: Path, path: Path) -> None:
             os.kill(os.getpid(), number)
         return step(*given, **more)
 
-    training._step = interrupted
+    pytest.MonkeyPatch().setattr(training, "_step", interrupted)
     learn(tokenizer, path, NO_DROPOUT)
 
 
