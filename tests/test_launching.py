@@ -53,12 +53,18 @@ def test_the_exit_code_is_the_processes_own(codes: list[int], expected: int) -> 
     assert run(3, f"sys.exit({codes}[rank])") == expected
 
 
-def test_the_exit_code_is_that_of_the_first_to_fail_and_not_of_those_that_it_takes_along() -> None:
-    script = """
-def left(*_): sys.exit(75)
-signal.signal(signal.SIGTERM, left)
-if rank == 1: sys.exit(4)
-time.sleep(60)
+@pytest.mark.parametrize("codes", [(75, 4), (4, 75)])
+def test_the_exit_code_is_that_of_the_failure_and_not_of_those_that_it_takes_along(
+    codes: tuple[int, int], tmp_path: Path
+) -> None:
+    script = f"""
+signal.signal(signal.SIGTERM, lambda *_: sys.exit({codes[1]}))
+if rank == 1:
+    open('{tmp_path}/ready', 'w').close()
+    time.sleep(60)
+while not os.path.exists('{tmp_path}/ready'):
+    time.sleep(0.01)
+sys.exit({codes[0]})
 """
     assert run(2, script) == 4
 
