@@ -16,8 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distill import sharding
 from distill.errors import DataError
 from distill.files import read_json, replacing_folder, sha256_file, write_json
+from distill.processes import is_main
+from distill.sharding import whole
 
 MANIFEST = "manifest.json"
 
@@ -43,7 +46,9 @@ class TrainState:
 def _flat_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
     return {
-        f"{at}.{name}": torch.as_tensor(value) for at, slots in state.items() for name, value in slots.items()
+        f"{at}.{name}": whole(torch.as_tensor(value)).cpu()
+        for at, slots in state.items()
+        for name, value in slots.items()
     }
 
 
@@ -54,7 +59,7 @@ def save(
     best: dict[str, Tensor] | None,
     state: TrainState,
 ) -> Path:
-    """Write a checkpoint, then remove the older ones.
+    """Write a checkpoint, then remove the older ones; every process is here where the model is cut up.
 
     Args:
         folder: of all checkpoints of the run.
@@ -66,14 +71,14 @@ def save(
     Returns:
         The checkpoint's folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step:09d}"
+    weights, moments = sharding.weights(model), _flat_optimizer(optimizer)
+    if not is_main():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
     with replacing_folder(target) as aside:
-        save_file(
-            {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()},
-            aside / "model.safetensors",
-        )
-        save_file(_flat_optimizer(optimizer), aside / "optimizer.safetensors")
+        save_file({n: t.contiguous() for n, t in weights.items()}, aside / "model.safetensors")
+        save_file(moments, aside / "optimizer.safetensors")
         if best is not None:
             save_file({n: t.contiguous().clone() for n, t in best.items()}, aside / "best.safetensors")
         write_json(aside / "state.json", asdict(state))
@@ -150,11 +155,12 @@ def load(
                 f"{path.parent.parent.name}: cannot be resumed: {key} {_difference(was, meaning.get(key))}{hint}"
             )
     state.meaning = meaning
-    model.load_state_dict(load_file(path / "model.safetensors"))
+    sharding.load(model, load_file(path / "model.safetensors"))
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in load_file(path / "optimizer.safetensors").items():
         at, _, slot = name.partition(".")
-        slots.setdefault(int(at), {})[slot] = value
+        slots.setdefault(int(at), {})[slot] = sharding.part(value, weights[int(at)])
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     best = path / "best.safetensors"
     return state, load_file(best) if best.exists() else None

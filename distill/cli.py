@@ -100,7 +100,7 @@ def teacher(
         runs.refuse_taken(name)
     found = recipes.load(recipe or str(runs.find(resume or "").recipe), set_ or [])
     recipe_name = recipe if recipe else runs.find(resume or "").read().recipe
-    launching.launch(None if dry_run else processes)
+    launching.launch(None if dry_run else processes, sharded=True)
     from distill import stages
 
     if dry_run:

@@ -18,6 +18,7 @@ from distill import (
     planning,
     processes,
     runs,
+    sharding,
     thresholds,
     tracking,
 )
@@ -181,6 +182,7 @@ def fit(
     """
     precision = _precision(settings)
     accelerator = inference.make_accelerator(precision)
+    sharding.check(accelerator, model.config.engine, settings.log_gradient_norms)
     if corpus.task.kind == "multi_label":
         labels = corpus.splits["train"].labels
         assert labels is not None
@@ -221,9 +223,10 @@ def fit(
             for name in MEASURED
             if name in encoded
         }
+    weights = sharding.weights(model.model) if sharding.is_on(accelerator) else None
     if not accelerator.is_main_process:
         return
-    model.save(folder.model)
+    model.save(folder.model, weights)
     train_figures = {
         "seconds": done.seconds,
         "steps": done.steps,

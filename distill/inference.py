@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from distill import processes
+from distill import processes, sharding
 from distill.batching import collate, micro_batches
 from distill.encoding import Encoded
 from distill.errors import Diverged, OutOfMemory, RecipeError
@@ -124,6 +124,9 @@ def predict_all(
     result = data.blank(everything, model.task.classes)
     for part in itertools.chain(*shares):
         result[part] = 0
+    sharding.even_out(
+        accelerator, len(mine), lambda: predict(model, data, parts[0][:1], tokens_per_batch, precision)
+    )
     tokens = sum(int(data.tokens[part].sum()) for part in mine)
     shown = contextlib.nullcontext() if title is None else track(title, tokens, "tokens")
     with shown as progress:

@@ -19,17 +19,18 @@ from distill.errors import Interrupted, UsageError
 from distill.progress import say
 
 
-def launch(wished: int | None) -> None:
+def launch(wished: int | None, *, sharded: bool = False) -> None:
     """Start the job's processes and end with their exit code; return where this is one of them, or the only one.
 
     Args:
         wished: ``--processes``; None: those that a launcher has started, or this one.
+        sharded: the work can be done by a model that is cut up among them.
 
     Raises:
         UsageError: a launcher has started another number, or asks for what cannot be done.
         SystemExit: the job has ended.
     """
-    _refuse_settings()
+    _refuse_settings(sharded)
     _refuse_lone_process()
     if wished is None or wished == processes.count():
         return
@@ -41,18 +42,25 @@ def launch(wished: int | None) -> None:
     sys.exit(run(wished, sys.orig_argv[1:]))
 
 
-def _refuse_settings() -> None:
+def _refuse_settings(sharded: bool) -> None:
     """Refuse what Accelerate would do by its configuration to a loop that knows nothing of it.
 
     Raises:
-        UsageError: weights are to be cut up, or gradients to be divided once more.
+        UsageError: weights are to be cut up where they cannot be, or gradients to be divided once more.
     """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
             raise UsageError(
-                f"accelerate's {name.lower()} cuts weights up, and a checkpoint here would hold the first process's "
-                "part of them: take it out of accelerate's configuration; docs/scale.md says how a large model fits"
+                f"accelerate's {name.lower()} keeps parts of weights that no checkpoint here could gather; "
+                "take FSDP2 (docs/examples/fsdp2.yaml)"
             )
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        if not sharded:
+            raise UsageError(
+                "FSDP is for distill teacher: here take the configuration out, and add --processes or take torchrun"
+            )
+        if os.environ.get("FSDP_VERSION") != "2":
+            raise UsageError("FSDP 1 is not known here: fsdp_version: 2 (docs/examples/fsdp2.yaml)")
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":
         raise UsageError(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill import checkpoint, models
+from distill import checkpoint, models, sharding
 from distill.batching import collate, micro_batches, share, steps, steps_per_epoch
 from distill.checkpoint import TrainState
 from distill.encoding import Encoded
@@ -163,6 +163,7 @@ def train(
     every = settings.evaluate_every or steps_per_epoch(data.draws, settings.batch_size)
     lengths = data.tokens
     rank = accelerator.process_index
+    saves = accelerator.is_main_process or sharding.is_on(accelerator)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
     if pair is not None:
         pair.teacher.to(accelerator.device)
@@ -223,18 +224,20 @@ def train(
                 wrapped.train()
                 if better(metric, found[metric], state.best):
                     state.best, state.best_step, state.since_best = found[metric], state.step, 0
-                    best_weights = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+                    best_weights = sharding.weights(model)
                 else:
                     state.since_best += 1
                 if accelerator.is_main_process:
                     folder.log(state.step, figures | {f"eval/{name}": value for name, value in found.items()})
+                if saves:
                     checkpoint.save(folder.checkpoints, learner, optimizer.optimizer, best_weights, state)
+                if accelerator.is_main_process:
                     on_evaluation()
             elif logged and accelerator.is_main_process:
                 folder.log(state.step, figures)
             if asked and state.step < total:
                 state.seconds = time.monotonic() - began
-                if accelerator.is_main_process:
+                if saves:
                     checkpoint.save(folder.checkpoints, learner, optimizer.optimizer, best_weights, state)
                 accelerator.wait_for_everyone()
                 raise Interrupted(
@@ -242,7 +245,7 @@ def train(
                 )
     if best_weights is None or state.best is None:
         raise Diverged(f"{folder.name}: no evaluation gave a {metric}; the model's outputs are not finite")
-    model.load_state_dict(best_weights)
+    sharding.load(model, best_weights)
     return Trained(state.step, state.seconds, state.tokens, state.best, state.best_step)
 
 
@@ -281,6 +284,12 @@ def _step(
     parts = micro_batches(data, documents[:1] if idle else mine, settings.tokens_per_batch, model.padding)
     sums = torch.zeros(len(objective.terms), device=accelerator.device)
     gradients = TermGradients(model, len(objective.terms)) if norms else None
+
+    def blank() -> None:
+        with accelerator.no_sync(wrapped):
+            accelerator.backward(wrapped(collate(data, documents[:1]).to(accelerator.device)).sum() * 0.0)
+
+    sharding.even_out(accelerator, len(parts), blank)
     for at, indices in enumerate(parts):
         logits = lookup(data.row_id[indices]) if lookup and objective.needs_logits else None
         batch = collate(data, indices, logits).to(accelerator.device)

@@ -54,12 +54,12 @@ def test_an_example_parses_and_calls_the_tool_as_it_is(path: Path) -> None:
     for script in shells:
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)  # noqa: S607
     lines = command_lines(text)
-    assert len(lines) == 2, "one that begins a run, one that goes on with it"
+    assert len(lines) == (1 if path.stem == "fsdp2" else 2), "a run is begun, and gone on with"
     for line in lines:
         values = parse(line)
         assert (values["recipe"] is None) != (values["resume"] is None)
         if values["recipe"]:
-            recipes.load(values["recipe"])
+            recipes.load(values["recipe"], values["set_"] or [])
 
 
 def test_the_guide_shows_command_lines_of_the_tool() -> None:
@@ -67,6 +67,14 @@ def test_the_guide_shows_command_lines_of_the_tool() -> None:
     assert lines
     for line in lines:
         parse(line)
+
+
+def test_accelerate_reads_its_example_as_it_is_meant() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(DOCS / "examples" / "fsdp2.yaml"))
+    assert found.distributed_type == "FSDP"
+    assert found.fsdp_config["fsdp_version"] == 2
 
 
 def test_an_option_that_there_is_not_is_noticed() -> None:

@@ -146,8 +146,8 @@ def test_inside_a_launcher_nothing_is_started_and_the_number_is_compared(
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "accelerate's fsdp cuts weights up"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "accelerate's deepspeed cuts weights up"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP is for distill teacher"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "take FSDP2"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "would divide the gradients: leave it at 1"),
     ],
 )

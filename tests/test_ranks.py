@@ -14,7 +14,19 @@ import torch
 from conftest import TINY, Write, documents
 from ranks import together
 
-from distill import catalog, checkpoint, data, fitting, inference, models, pretraining, tracking, training
+from distill import (
+    catalog,
+    checkpoint,
+    data,
+    fitting,
+    inference,
+    models,
+    pretraining,
+    processes,
+    sharding,
+    tracking,
+    training,
+)
 from distill import recipe as recipes
 from distill.batching import Batch, collate
 from distill.encoding import Encoded, encode_texts
@@ -39,9 +51,9 @@ SETTINGS: dict[str, Any] = {
 Weights = dict[str, Floats]
 
 
-def build(tokenizer: Path, **config: Any) -> Classifier:
+def build(tokenizer: Path, engine: str = "packed", **config: Any) -> Classifier:
     schema = catalog.load("teacher", "bert").Config
-    fields = {"architecture": "bert", "tokenizer": str(tokenizer), "max_length": 64}
+    fields = {"architecture": "bert", "tokenizer": str(tokenizer), "max_length": 64, "engine": engine}
     return models.build(
         schema.model_validate({**fields, "config": {**TINY, **config}}), "teacher", TASK, seed=0
     )
@@ -62,7 +74,7 @@ def rows(model: Classifier, count: int) -> Encoded:
 
 
 def learn(
-    tokenizer: Path, path: Path, config: dict[str, Any], any_processes: bool = False, **changes: Any
+    tokenizer: Path, path: Path, config: dict[str, Any], any_processes: bool = False, engine: str = "packed"
 ) -> tuple[Weights, list[list[int]]]:
     """Train in this process and its companions; return the last weights, and the documents of each step here."""
     seen: list[list[int]] = []
@@ -80,16 +92,25 @@ def learn(
     patch.setattr(training, "_step", begin)
     patch.setattr(training, "collate", gather)
     patch.setattr(tracking, "sync", lambda folder: True)
-    model, accelerator = build(tokenizer, **config), inference.make_accelerator("fp32")
+    model, accelerator = build(tokenizer, engine, **config), inference.make_accelerator("fp32")
     folder, best = RunFolder(path), iter(range(99))
+
+    def evaluate(model: Classifier) -> dict[str, float]:
+        logits = inference.predict_all(model, rows(model, 31), 96, "fp32", accelerator)
+        return {"accuracy": next(best) + float(logits[0, 0] * 0)}
+
     with fitting.working(folder):
         train(
             model, rows(model, 40), Objective("single_label", [Loss(kind="hard")]),
-            Train.model_validate({**SETTINGS, **changes}), lambda _: {"accuracy": float(next(best))}, "accuracy",
+            Train.model_validate(SETTINGS), evaluate, "accuracy",
             folder, accelerator, {"recipe": "a", "processes": accelerator.num_processes},
             any_processes=any_processes,
         )  # fmt: skip
-    return {name: weight.numpy() for name, weight in model.state_dict().items()}, seen
+    weights = sharding.weights(model.model)
+    found = {name: weight.numpy() for name, weight in weights.items()}
+    if processes.is_main():
+        model.save(folder.model, weights)
+    return found, seen
 
 
 @pytest.fixture
@@ -149,7 +170,7 @@ def test_figures_are_the_same_to_the_bit_on_one_two_and_three_processes(
         assert together(world, measure, tokenizer_folder, file) == [alone] * world
 
 
-def lose(number: int, rank: int, tokenizer: Path, path: Path) -> None:
+def lose(number: int, rank: int, tokenizer: Path, path: Path, **more: Any) -> None:
     """Train, and let one of the processes be killed or stopped as the eighth step of twenty begins."""
     step, made = training._step, 0
 
@@ -161,7 +182,7 @@ def lose(number: int, rank: int, tokenizer: Path, path: Path) -> None:
         return step(*given, **more)
 
     pytest.MonkeyPatch().setattr(training, "_step", interrupted)
-    learn(tokenizer, path, NO_DROPOUT)
+    learn(tokenizer, path, NO_DROPOUT, **more)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -199,3 +220,48 @@ def test_a_run_goes_on_with_another_number_of_processes_where_it_may(
     moved, seen = together(1, learn, tokenizer_folder, path, NO_DROPOUT, True)[0]
     assert len(seen) == 15
     assert apart(whole, moved) < 1e-6
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}  # fmt: skip
+WRAPS = {
+    "packed": {"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"},
+    "stock": {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer"},
+}
+
+
+def cut_up() -> None:
+    """Let Accelerate cut models up on CPUs, too, where it leaves that out by itself."""
+    from accelerate.utils import DistributedType
+
+    processes.state().distributed_type = DistributedType.MULTI_GPU
+
+
+def learn_in_parts(number: int, engine: str, tokenizer: Path, path: Path) -> Any:
+    """Train a model that is cut up; a process is killed as the eighth step begins, where ``number`` is a signal."""
+    cut_up()
+    if number:
+        lose(number, 1, tokenizer, path, engine=engine)
+    return learn(tokenizer, path, NO_DROPOUT, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["packed", "stock"])
+def test_a_model_that_is_cut_up_ends_in_the_weights_of_a_whole_one_and_goes_on(
+    engine: str, tokenizer_folder: Path, run: NewRun
+) -> None:
+    alone, _ = together(1, learn, tokenizer_folder, run("alone"), NO_DROPOUT, False, engine)[0]
+    environment: Any = {**FSDP2, **WRAPS[engine]}
+    path = run("parts")
+    both = together(2, learn_in_parts, 0, engine, tokenizer_folder, path, **environment)
+    assert apart(alone, both[0][0]) < 1e-6
+    saved = models.load(path / "model").model.state_dict()
+    assert apart(both[0][0], {name: weight.numpy() for name, weight in saved.items()}) == 0
+    assert apart(both[0][0], both[1][0]) == 0
+    path = run("lost")
+    answers = together(2, learn_in_parts, signal.SIGKILL, engine, tokenizer_folder, path, **environment)
+    assert isinstance(answers[0], Lost)
+    again = together(2, learn_in_parts, 0, engine, tokenizer_folder, path, **environment)
+    assert len(again[0][1]) == 15
+    assert apart(both[0][0], again[0][0]) == 0
