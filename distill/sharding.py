@@ -32,13 +32,20 @@ def check(accelerator: Any, engine: str, norms: bool) -> None:
         norms: the norm of each term's gradient is to be logged.
 
     Raises:
-        UsageError: it is so, or layers are cut up one by one and their insides are called one by one.
+        UsageError: it is so, or layers are cut up one by one and their insides are called one by one; or Accelerate
+            was asked to cut the model up, and does not.
     """
-    if is_on(accelerator) and norms:
+    if not is_on(accelerator):
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            raise UsageError(
+                "FSDP was asked for, and Accelerate leaves it out on CPUs: add --processes in its place"
+            )
+        return
+    if norms:
         raise UsageError(
-            "train.log_gradient_norms: a weight that is cut up has no gradient of one term; set it to false"
+            "train.log_gradient_norms: under FSDP2 there is no gradient of one term; set it to false"
         )
-    if is_on(accelerator) and engine != "stock" and os.environ.get("FSDP_AUTO_WRAP_POLICY") != "NO_WRAP":
+    if engine != "stock" and os.environ.get("FSDP_AUTO_WRAP_POLICY") != "NO_WRAP":
         raise UsageError(
             "FSDP2 layer by layer needs transformers' own forward pass: --set teacher.engine=stock, or "
             "fsdp_auto_wrap_policy: NO_WRAP in accelerate's configuration (docs/scale.md)"

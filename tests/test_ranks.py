@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from distill import (
 from distill import recipe as recipes
 from distill.batching import Batch, collate
 from distill.encoding import Encoded, encode_texts
-from distill.errors import DataError, Lost
+from distill.errors import DataError, Lost, UsageError
 from distill.losses import Objective
 from distill.masking import HeldOut
 from distill.models import Classifier
@@ -265,3 +266,21 @@ def test_a_model_that_is_cut_up_ends_in_the_weights_of_a_whole_one_and_goes_on(
     again = together(2, learn_in_parts, 0, engine, tokenizer_folder, path, **environment)
     assert len(again[0][1]) == 15
     assert apart(both[0][0], again[0][0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("on", "engine", "norms", "said"),
+    [
+        (False, "stock", False, "Accelerate leaves it out on CPUs"),
+        (True, "packed", False, "--set teacher.engine=stock"),
+        (True, "stock", True, "set it to false"),
+    ],
+)
+def test_what_cannot_be_cut_up_is_refused(
+    on: bool, engine: str, norms: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**FSDP2, **WRAPS["stock"]}.items():
+        monkeypatch.setenv(name, value)
+    sharding.check(SimpleNamespace(is_fsdp2=True), "stock", norms=False)
+    with pytest.raises(UsageError, match=said):
+        sharding.check(SimpleNamespace(is_fsdp2=on), engine, norms)
