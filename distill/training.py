@@ -41,7 +41,7 @@ Lookup = Callable[[Array], Floats]
 Evaluate = Callable[[Any], dict[str, float]]
 """Validation figures by name."""
 ONE_WISH = 1.0
-"""Seconds within which a second signal repeats the first."""
+"""Seconds within which a second SIGTERM repeats the first."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def listening() -> Iterator[Stop]:
     stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        # A scheduler signals a launcher and its processes, and the launcher passes it on: that is one wish.
-        if stop.asked and time.monotonic() - stop.at > ONE_WISH:
+        # A scheduler's SIGTERM reaches a launcher and its processes, and the launcher passes it on: that is one wish.
+        if stop.asked and (number == signal.SIGINT or time.monotonic() - stop.at > ONE_WISH):
             raise KeyboardInterrupt
         stop.asked, stop.at = True, time.monotonic()
 
