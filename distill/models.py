@@ -119,10 +119,10 @@ class Classifier(nn.Module):
         logits: Tensor = self._forward(self.model, self.config, batch, *more).float()
         return pooling.mean(logits, batch) if batch.unit_of is None else pooling.by_unit(logits, batch)
 
-    def save(self, folder: Path) -> None:
-        """Write the folder that ``from_pretrained`` reads, complete or not at all."""
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write the folder that ``from_pretrained`` reads, complete or not at all; ``weights`` where its own are cut up."""
         with replacing_folder(folder) as aside:
-            self.model.save_pretrained(aside)
+            self.model.save_pretrained(aside, state_dict=weights)
             self.tokenizer.model_max_length = self.config.max_length
             self.tokenizer.save_pretrained(aside)
             section = "teacher" if self.config.architecture in catalog.names("teacher") else "student"

@@ -26,7 +26,6 @@ from distill import (
     models,
     planning,
     pretrained,
-    processes,
     runs,
     tracking,
 )
@@ -219,7 +218,13 @@ def plan(recipe: Recipe) -> fitting.Plan:
 
 
 def pretrain(
-    recipe: Recipe, recipe_name: str, student: str, name: str | None = None, resume: str | None = None
+    recipe: Recipe,
+    recipe_name: str,
+    student: str,
+    name: str | None = None,
+    resume: str | None = None,
+    *,
+    any_processes: bool = False,
 ) -> RunFolder:
     """Pre-train a student.
 
@@ -229,6 +234,7 @@ def pretrain(
         student: the architecture, or the preset's name.
         name: the run's; run1, run2, … where absent.
         resume: a run to go on with, whose recipe ``recipe`` is.
+        any_processes: on another number of processes, too.
 
     Returns:
         The finished run.
@@ -243,16 +249,15 @@ def pretrain(
             teachers=[recipe.pretraining.teacher] if recipe.pretraining.teacher else [],
         )  # fmt: skip
     with fitting.working(folder):
-        _fit(folder, recipe, material)
+        _fit(folder, recipe, material, any_processes)
     return folder
 
 
-def _fit(folder: RunFolder, recipe: Recipe, material: _Material) -> None:
+def _fit(folder: RunFolder, recipe: Recipe, material: _Material, any_processes: bool) -> None:
     """Train inside the run folder and write everything down."""
     model, settings = material.model, recipe.pretraining.train
     precision = inference.resolve_precision(settings.precision)
     accelerator = inference.make_accelerator(precision)
-    processes.check(accelerator)
     facts = {
         "data": material.fingerprint,
         "initial_weights": models.weights_hash(model.model),
@@ -274,7 +279,7 @@ def _fit(folder: RunFolder, recipe: Recipe, material: _Material) -> None:
     with fitting.reporting_memory():
         done = train(
             model, material.windows, objective, settings, evaluate, "nll", folder, accelerator, meaning,
-            on_evaluation=lambda: tracking.sync(folder), pair=material.pair,
+            on_evaluation=lambda: tracking.sync(folder), pair=material.pair, any_processes=any_processes,
         )  # fmt: skip
         found = evaluate(model)
     if accelerator.is_main_process:

@@ -40,7 +40,12 @@ def harmless(text: str) -> str:
 def say(message: str) -> None:
     """Tell the user one thing, on standard error."""
     if is_main():
-        console.print(harmless(message), markup=False, soft_wrap=True)
+        tell(message)
+
+
+def tell(message: str) -> None:
+    """Tell the user one thing from this process, whichever of the job's it is."""
+    console.print(harmless(message), markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -287,6 +287,11 @@ class RunFolder:
                 raise
             self.update(status="finished", finished=max(time.time(), self.read().created))
 
+    def abandon(self) -> None:
+        """Write down, in place of a main process that may be lost, that the run can be gone on with."""
+        if self.read().status == "running":
+            self.update(status="interrupted", error="a process of the job was lost")
+
 
 def now() -> float:
     """Return the time, later than that of every run here: a clock that is set back must not turn their order."""
@@ -360,8 +365,11 @@ def begin_or_resume(name: str | None, resume: str | None) -> RunFolder | None:
 
 
 def refuse_taken(name: str) -> None:
-    """Raise UsageError when a name is no name for a run, or another run has it."""
-    if (runs_folder() / check_name(name)).exists():
+    """Raise UsageError when a name is no name for a run, or another run has it.
+
+    Of several processes the main one looks: it may have made the run already when another comes by.
+    """
+    if (runs_folder() / check_name(name)).exists() and processes.is_main():
         raise _taken(name)
 
 

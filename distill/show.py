@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from distill import logits, records, runs
+from distill import logits, processes, records, runs
 from distill.errors import UsageError
 from distill.planning import size
 from distill.processes import is_main
@@ -69,6 +69,8 @@ def _test(found: dict[str, Any]) -> str:
 
 def plan(found: Plan) -> None:
     """Show what a run would do and cost."""
+    if not is_main():
+        return
     table = _table(
         "split", "rows", "labels", "tokens 5/50/95/100 %", "truncated", right=("rows", "truncated")
     )
@@ -221,11 +223,11 @@ def demo(name: str, seeds: int) -> None:
     began = time.monotonic()
     found = recipes.load(name)
     lead, group = f"{name}-teacher", f"{name}-student"
-    exists = (runs.runs_folder() / lead / "run.json").is_file()
+    exists = processes.agree((runs.runs_folder() / lead / "run.json").is_file())
     if exists and runs.find(lead).recipe.read_text(encoding="utf-8") != found.dump():
         raise UsageError(f"{lead} was run by another version of the recipe; move {runs.find(lead).path} away")
     say(f"1/3 teacher: {lead}")
-    if not exists or runs.find(lead).read().status != "finished":
+    if not exists or processes.agree(runs.find(lead).read().status) != "finished":
         finished([stages.train_teacher(found, name, None if exists else lead, lead if exists else None)])
     say(f"2/3 its logits, then {seeds} students, each beside its control: {group}")
     job = stages.StudentJob(

@@ -184,11 +184,13 @@ def test_a_sweep_trains_each_once_from_one_cache_and_goes_on_where_it_stopped(
     real = training.train
     stop_at = 4
 
-    def train(model: Any, rows: Any, objective: Any, settings: Any, evaluate: Any, *rest: Any) -> Any:
+    def train(
+        model: Any, rows: Any, objective: Any, settings: Any, evaluate: Any, *rest: Any, **more: Any
+    ) -> Any:
         if len(trained) == stop_at:
             raise ValueError("power cut")
         trained.append(rest[1].name)
-        return real(model, rows, objective, settings, evaluate, *rest)
+        return real(model, rows, objective, settings, evaluate, *rest, **more)
 
     monkeypatch.setattr(fitting, "train", train)
     with pytest.raises(ValueError, match="power cut"):
