@@ -1,12 +1,13 @@
 # make demo   sets up, and runs the main job on real film reviews: 8 to 10 minutes on two cores
 # make test   sets up, and runs the tests
+# make soak   kills runs at random instants and compares what they come to: under 30 minutes on two quiet cores
 # make check  sets up, and runs the formatter, the linter and the type checker
 # make clean  removes what the others made; your runs stay
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test soak check clean
 
 # Made anew when what it is made from has changed; the stamp comes last, so half an installation is none.
 .venv/.stamp: pyproject.toml constraints.txt
@@ -23,6 +24,9 @@ demo: .venv/.demo-stamp
 
 test: .venv/.stamp
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term
+
+soak: .venv/.stamp
+	$(BIN)/python tests/soak.py
 
 check: .venv/.stamp
 	$(BIN)/ruff format --check .

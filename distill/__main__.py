@@ -20,6 +20,7 @@ def main() -> None:
     from distill import processes
     from distill.cli import app
     from distill.errors import DistillError, Interrupted
+    from distill.files import reporting_disk
     from distill.progress import tell
 
     # Newer typers carry a click of their own: its base error is found by way of a name that typer exports.
@@ -37,7 +38,8 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops what Ctrl-C stops, and as well
     try:
-        code = app(arguments, prog_name="distill", standalone_mode=False)
+        with reporting_disk("mend that, and start again"):
+            code = app(arguments, prog_name="distill", standalone_mode=False)
         processes.leave()
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as end:

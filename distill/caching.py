@@ -24,6 +24,7 @@ from distill import (
 from distill.data import Corpus
 from distill.encoding import concatenate
 from distill.errors import UsageError
+from distill.files import reporting_disk
 from distill.progress import say
 from distill.runs import RunFolder
 from distill.schema import Model, Recipe
@@ -103,7 +104,8 @@ def cache_logits(
     rows = len(everything) if everything.units is None else int(everything.units.sum())
     planning.require_disk((8 * len(everything) + 4 * corpus.task.classes * rows) * 2)
     began = time.monotonic()
-    with fitting.reporting_memory():
+    mend = reporting_disk("mend that; distill cache goes on at the rows that are missing")
+    with mend, fitting.reporting_memory():
         computed = logits.fill(
             folder, key, model, everything, recipe.cache, accelerator, f"caching logits of {teacher.name}"
         )
@@ -127,7 +129,8 @@ def cache_logits(
                 evaluated,
                 teacher.name,
             )
-        logits.write_manifest(folder, passed)
+        with reporting_disk("mend that; distill cache writes the rest"):
+            logits.write_manifest(folder, passed)
         say(
             f"cached logits of {computed:,} documents in {seconds:.0f} s ({computed / max(seconds, 1e-9):.0f}/s): {folder.name}"
         )

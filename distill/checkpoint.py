@@ -1,7 +1,8 @@
 """Checkpoints: complete or absent, hashed, and all that a run needs to go on to the same bits.
 
-Rank 0 writes ``<step>.tmp``, syncs, hashes, renames; then older ones go. Tensors are safetensors; nothing
-is ever unpickled. A random state is not needed: every step is seeded from (seed, step, rank).
+Rank 0 writes ``<step>.tmp``, syncs, hashes, renames; then older ones go, but for the one before, which stands in
+where a file of the newest is damaged. Tensors are safetensors; nothing is ever unpickled. A random state is not
+needed: every step is seeded from (seed, step, rank).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from distill import records, sharding
 from distill.errors import DataError
-from distill.files import replacing_folder, sha256_file, write_json
+from distill.files import replacing, replacing_folder, sha256_file, write_json
 from distill.processes import is_main
+from distill.progress import say
 from distill.sharding import whole
 
 MANIFEST = "manifest.json"
@@ -41,6 +43,12 @@ class TrainState:
     seconds: float = 0.0
     """Time spent, over all its starts."""
     tokens: int = 0
+    skipped: int = 0
+    """Steps that were left out, for their loss or gradient was not finite."""
+    tokens_per_batch: int = 0
+    """What it was halved to for want of memory; 0: it was not."""
+    scaler: dict[str, float] = field(default_factory=dict)
+    """Of fp16: the factor on the loss, and when it grows."""
     meaning: dict[str, Any] = field(default_factory=dict)
     """What must be equal for a resume: recipe, data, initial weights, processes."""
 
@@ -54,14 +62,20 @@ def _flat_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    with replacing(path) as aside:
+        save_file(tensors, aside)
+
+
 def save(
     folder: Path,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor] | None,
     state: TrainState,
+    before: Path | None = None,
 ) -> Path:
-    """Write a checkpoint, then remove the older ones; every process is here where the model is cut up.
+    """Write a checkpoint, then remove all others but the one before; every process is here where the model is cut up.
 
     Args:
         folder: of all checkpoints of the run.
@@ -69,6 +83,7 @@ def save(
         optimizer: its moments are kept.
         best: weights of the best evaluation so far.
         state: where the run stands.
+        before: the checkpoint that was whole when the run went on from it, or wrote it.
 
     Returns:
         The checkpoint's folder.
@@ -79,47 +94,59 @@ def save(
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with replacing_folder(target) as aside:
-        save_file({n: t.contiguous() for n, t in weights.items()}, aside / "model.safetensors")
-        save_file(moments, aside / "optimizer.safetensors")
+        _write(aside / "model.safetensors", {n: t.contiguous() for n, t in weights.items()})
+        _write(aside / "optimizer.safetensors", moments)
         if best is not None:
-            save_file({n: t.contiguous().clone() for n, t in best.items()}, aside / "best.safetensors")
+            _write(aside / "best.safetensors", {n: t.contiguous().clone() for n, t in best.items()})
         write_json(aside / "state.json", asdict(state))
         hashes = {file.name: sha256_file(file) for file in sorted(aside.iterdir())}
         write_json(aside / MANIFEST, hashes)
-    # Older ones, and what a killed process left half written.
+    # Others, and what a killed process left half written.
     for other in [*folder.glob("step-*"), *folder.glob(".step-*")]:
-        if other != target:
+        if other not in (target, before):
             shutil.rmtree(other, ignore_errors=True)
     return target
 
 
-def _holds(path: Path) -> bool:
-    """Say whether every file that there must be is there, as the manifest says."""
+def _damaged(path: Path) -> str | None:
+    """Name a file that is missing, or not as the manifest says; None where the checkpoint is whole."""
     try:
         hashes = records.read(path / MANIFEST, dict[str, str])
     except (OSError, DataError):
-        return False
-    return set(hashes) >= NEEDED and all(
-        Path(name).name == name and (path / name).is_file() and sha256_file(path / name) == sha
-        for name, sha in hashes.items()
-    )
+        return MANIFEST
+    if not set(hashes) >= NEEDED:
+        return MANIFEST
+    for name, sha in hashes.items():
+        file = path / name
+        if Path(name).name != name:
+            return MANIFEST
+        if not file.is_file() or sha256_file(file) != sha:
+            return name
+    return None
 
 
 def latest(folder: Path) -> Path | None:
-    """Find the newest checkpoint that is whole; None where there is none at all.
+    """Find the newest checkpoint that is whole, and say what is damaged; None where there is none at all.
 
     Raises:
         DataError: there are checkpoints, and each is damaged. To begin anew is the user's choice: it
             throws away what was trained.
     """
-    found = sorted(folder.glob("step-*"), reverse=True)
-    whole = next((path for path in found if _holds(path)), None)
-    if found and whole is None:
+    run = folder.parent.name
+    damaged: list[str] = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        file = _damaged(path)
+        if file is None:
+            for one in damaged:
+                say(f"{run}: {one} is damaged (its hash differs); going on from {path.name}")
+            return path
+        damaged.append(f"{path.name}/{file}")
+    if damaged:
         raise DataError(
-            f"{folder.parent.name}: checkpoint {found[0].name} is damaged (its hashes differ); "
-            f"put {found[0]} back from a copy, or delete {folder} to train from the beginning"
+            f"{run}: every checkpoint is damaged ({', '.join(damaged)}: the hash differs); "
+            f"put one back from a copy, or delete {folder} to train from the beginning"
         )
-    return whole
+    return None
 
 
 def _difference(was: Any, now: Any) -> str:

@@ -4,6 +4,7 @@
     ├── UsageError             2   an option, a run or a file name on the command line
     ├── RecipeError            3   a recipe: unreadable, unknown key, wrong type, parts that don't fit
     ├── DataError              4   the user's data
+    │   ├── DiskError          4   a disk that is full, or that may not be written
     │   ├── HubError           4   a checkpoint or data set that is not on this machine
     │   └── LogitsError        4   cached logits that are damaged, or of another teacher or data
     ├── OutOfMemory            5
@@ -43,6 +44,10 @@ class DataError(DistillError):
     """Data that is missing, unreadable or not what the recipe says."""
 
     exit_code = 4
+
+
+class DiskError(DataError):
+    """A disk that is full, or a folder that may not be written."""
 
 
 class HubError(DataError):

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from distill.errors import DiskError
+
+_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+"""How a system says that a disk is full, that it may not be written, or that it fails."""
+_instants = itertools.count(1)
+
+
+def instant() -> None:
+    """Mark a point at which a stop may leave something half done.
+
+    With ``DISTILL_DIE_AT_WRITE=n`` the process ends at the n-th, as by ``kill -9``: tests go through all of them.
+    """
+    if str(next(_instants)) == os.environ.get("DISTILL_DIE_AT_WRITE"):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def expanded(name: str) -> Path:
@@ -37,13 +55,34 @@ def sync_file(path: Path) -> None:
 
 
 @contextmanager
+def reporting_disk(fix: str) -> Iterator[None]:
+    """Turn a disk that takes nothing more into one line, that ends with the fix.
+
+    Raises:
+        DiskError: with what could not be written, where that is known.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError):
+            code, where = error.errno, f"{error.filename}: " if error.filename else ""
+        else:  # safetensors writes in Rust, and has the system's error in its message alone
+            code, where = next((c for c in _CLOSED if f"(os error {c})" in str(error)), None), ""
+        if code not in _CLOSED:
+            raise
+        raise DiskError(f"{where}{os.strerror(code).lower()}; {fix}") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends well, and vanishes otherwise."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield aside
+        instant()
         sync_file(aside)
         aside.replace(path)
+        instant()
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
@@ -67,18 +106,30 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             else:
                 sync_folder(inside)
         sync_folder(aside)
-        if path.exists():
-            path.replace(old)
+        instant()
         try:
+            if path.exists():
+                path.replace(old)
+                instant()
             aside.replace(path)
         except BaseException:
             if old.exists():
                 old.replace(path)
             raise
+        instant()
         sync_folder(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove from a folder, which nobody else is writing in, what a killed process left half written."""
+    for leftover in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from distill import (
     base_rates,
     data,
     inference,
+    memory,
     models,
     planning,
     processes,
@@ -25,7 +26,7 @@ from distill.data import Corpus, Rows, SplitName
 from distill.encoding import Encoded, concatenate, encode, reading_key
 from distill.errors import Lost
 from distill.evaluation import Predictions, measure
-from distill.files import read_json, write_json
+from distill.files import read_json, reporting_disk, sweep, write_json
 from distill.inference import Precision
 from distill.live import Pair
 from distill.losses import Objective
@@ -141,7 +142,7 @@ def reporting_memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        short = inference.out_of_memory(error)
+        short = memory.out_of_memory(error)
         if short is None:
             raise
         raise short from error
@@ -311,8 +312,10 @@ def working(folder: RunFolder) -> Iterator[None]:
             folder.abandon()
             raise
         return
+    fix = f"mend that, then --resume {folder.name} goes on from the last checkpoint"
     try:
-        with folder.working(), processes.noticing_loss():
+        with reporting_disk(fix), folder.working(), processes.noticing_loss():
+            sweep(folder.path)
             yield
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     finally:

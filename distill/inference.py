@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import itertools
 from typing import Any, Literal
 
@@ -14,7 +12,8 @@ import torch
 from distill import processes, sharding
 from distill.batching import collate, micro_batches
 from distill.encoding import Encoded
-from distill.errors import Diverged, OutOfMemory, RecipeError
+from distill.errors import Diverged, RecipeError
+from distill.memory import by_parts
 from distill.models import Classifier
 from distill.progress import Tracker, track
 from distill.tasks import Array, Floats
@@ -90,12 +89,15 @@ def predict(
     result = data.blank(indices, model.task.classes)
     at = np.zeros(len(data), np.int64)
     at[indices] = np.arange(len(indices))
-    for part in micro_batches(data, indices, tokens_per_batch, model.padding):
+
+    def work(part: Array) -> None:
         with torch.inference_mode(), autocast(precision, device):
             found = model(collate(data, part).to(device)).float().cpu().numpy()
         result[at[part], : found.shape[1]] = found
         if progress is not None:
             progress.advance(int(data.tokens[part].sum()))
+
+    by_parts(model, data, indices, tokens_per_batch, work)
     return result
 
 
@@ -142,24 +144,3 @@ def predict_all(
             "the model's logits are not finite; lower train.learning_rate, or set train.precision=fp32"
         )
     return result
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system: batches of ever new shapes leave glibc's heap full of holes."""
-    gc.collect(1)  # the youngest: a whole collection takes a second where much is imported
-    with contextlib.suppress(OSError, AttributeError):  # another C library: it has no such call
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def out_of_memory(error: BaseException) -> OutOfMemory | None:
-    """Recognise a lack of memory, on a GPU or a CPU, and say what to do about it."""
-    text = str(error)
-    if (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "not enough memory" in text
-        or "can't allocate memory" in text
-    ):
-        return OutOfMemory(
-            "out of memory; halve train.tokens_per_batch (the batch size and the result stay the same)"
-        )
-    return None

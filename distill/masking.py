@@ -20,8 +20,9 @@ from distill.batching import Batch, micro_batches
 from distill.encoding import Encoded, Tokenizer, special_tokens
 from distill.errors import DataError, RecipeError
 from distill.losses import Objective
+from distill.memory import by_parts
 from distill.schema import Loss, Model
-from distill.tasks import Kind
+from distill.tasks import Array, Kind
 
 
 def pack(
@@ -217,12 +218,16 @@ class HeldOut:
         # By window, and of micro-batches that are the same on any number of processes, so that the sums are, too.
         found = torch.zeros(len(self.windows), 2)
         parts = micro_batches(self.windows, np.arange(len(self.windows)), tokens_per_batch)
-        for part in parts[accelerator.process_index :: accelerator.num_processes]:
+
+        def work(part: Array) -> None:
             masked = Masked(*(getattr(self.masked, name)[part] for name in vars(self.masked)))
             with torch.inference_mode(), accelerator.autocast():
                 logits = model.predict(masked)
             right = logits.argmax(2).cpu() == masked.targets
             found[part] = torch.stack([hard(logits, masked).sum(1).cpu(), right.sum(1)], 1)
+
+        for part in parts[accelerator.process_index :: accelerator.num_processes]:
+            by_parts(model, self.windows, part, tokens_per_batch, work)
         model.train(training)
         if accelerator.num_processes > 1:
             found = accelerator.reduce(found.to(accelerator.device), "sum").cpu()

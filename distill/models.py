@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 
 from distill import catalog, hub, packed, padded, pooling, pretrained, records
-from distill.batching import Batch, Padding, collate, micro_batches
+from distill.batching import Batch, Padding, collate
 from distill.encoding import Tokenizer, encode_texts
 from distill.errors import DataError, DistillError, RecipeError, nearest
 from distill.files import replacing_folder, write_json
+from distill.memory import by_parts
 from distill.schema import Model
-from distill.tasks import Floats, Kind, TaskSpec
+from distill.tasks import Array, Floats, Kind, TaskSpec
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -159,10 +160,13 @@ class TextReader:
             self.classifier.tokenizer, [rows], self.classifier.config, span=task.kind == "span"
         )
         result = data.blank(np.arange(len(rows)), task.classes)
-        for indices in micro_batches(data, np.arange(len(rows)), tokens_per_batch, self.classifier.padding):
+
+        def work(indices: Array) -> None:
             with torch.inference_mode():
                 found = self.classifier(collate(data, indices)).numpy()
             result[indices, : found.shape[1]] = found
+
+        by_parts(self.classifier, data, np.arange(len(rows)), tokens_per_batch, work)
         return result
 
 

@@ -65,8 +65,8 @@ def estimate(
         activations //= 4
     weights = 4 * parameters
     moments = 3 * 4 * trained
-    # A checkpoint holds the weights, the best weights and two moments; two stand side by side for a moment.
-    disk = weights + 2 * (2 * weights + 2 * 4 * trained)
+    # A checkpoint holds the weights, the best weights and two moments; three stand side by side for a moment.
+    disk = weights + 3 * (2 * weights + 2 * 4 * trained)
     return Cost(steps, parameters, weights + moments + activations, disk)
 
 

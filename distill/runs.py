@@ -19,9 +19,11 @@ import functools
 import json
 import os
 import re
+import shutil
 import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +34,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from distill import processes, records
 from distill.errors import DataError, Interrupted, UsageError, nearest
-from distill.files import write_json, write_text
+from distill.files import sync_folder, write_json, write_text
 
 Role = Literal["teacher", "distilled", "control", "baseline", "pretrained"]
 Status = Literal["running", "finished", "interrupted", "failed"]
@@ -209,16 +211,18 @@ class RunFolder:
         """Write the finished run's figures."""
         write_json(self.path / "metrics.json", metrics)
 
-    def log(self, step: int, metrics: dict[str, float], event: str = "metrics") -> None:
+    def log(self, step: int, metrics: dict[str, float], event: str = "metrics", **more: Any) -> None:
         """Append a line to the journal: the truth from which every tracker is fed.
 
         Args:
             step: optimizer steps done.
             metrics: figures by name; the part before the slash is train, eval, test, bench or model.
             event: what happened.
+            more: further facts, that no tracker hears of.
         """
         now = max(time.time(), self._last_time())  # a clock that is set back must not turn the figures' order
-        line = json.dumps({"time": round(now, 3), "event": event, "step": step, "metrics": metrics})
+        entry = {"time": round(now, 3), "event": event, "step": step, "metrics": metrics, **more}
+        line = json.dumps(entry)
         with self.journal.open("a+b") as file:
             # A crash may have cut the last line short: the new one must not be lost with it.
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
@@ -282,8 +286,9 @@ class RunFolder:
                 raise
             except BaseException as error:
                 reason = f"{type(error).__name__}: {error}"[:500]
-                # A file's name may hold bytes that are no text.
-                self.update(status="failed", error=reason.encode("utf-8", "backslashreplace").decode())
+                with suppress(OSError):  # the disk may be what failed
+                    # A file's name may hold bytes that are no text.
+                    self.update(status="failed", error=reason.encode("utf-8", "backslashreplace").decode())
                 raise
             self.update(status="finished", finished=max(time.time(), self.read().created))
 
@@ -313,15 +318,20 @@ def create(run: Run, recipe: str) -> RunFolder:
         UsageError: the name is taken or not a name.
     """
     path = runs_folder() / check_name(run.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{run.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside.mkdir(parents=True)
     try:
-        path.mkdir()
-    except FileExistsError:
-        raise _taken(run.name) from None
-    folder = RunFolder(path)
-    write_text(folder.recipe, recipe)
-    folder.write(run)
-    return folder
+        folder = RunFolder(aside)
+        write_text(folder.recipe, recipe)
+        folder.write(run)
+        try:
+            aside.rename(path)  # which a folder with something in it refuses
+        except OSError as error:
+            raise _taken(run.name) if path.exists() else error from None
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return RunFolder(path)
 
 
 def next_name() -> str:

@@ -214,7 +214,7 @@ class Train(Strict):
     batch_size: Count = 32
     """Documents an optimizer step; micro-batches and accumulation follow from tokens_per_batch."""
     tokens_per_batch: Annotated[int, Field(ge=64)] = 8192
-    """Tokens of one forward pass of one process, padding included: what fits the memory."""
+    """Tokens of one forward pass of one process, padding included: what fits the memory. Halved where it does not."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -231,6 +231,8 @@ class Train(Strict):
     """Optimizer steps between two evaluations (and checkpoints); an epoch where absent."""
     patience: Count | None = None
     """Stop after this many evaluations without a better one."""
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
+    """Leave out this many steps at most whose loss or gradient is not finite; the next one ends the run."""
     log_gradient_norms: bool = False
     """Write ``train/gradient_norm_<term>`` beside each ``train/loss_<term>``: the norm of the unweighted term's
     gradient by all trained weights, before clipping. Costs one more backward pass and one copy of the

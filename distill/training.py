@@ -10,28 +10,32 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from distill import checkpoint, models, sharding
+from distill import checkpoint, memory, models, sharding
 from distill.batching import collate, micro_batches, share, steps, steps_per_epoch
 from distill.checkpoint import TrainState
 from distill.encoding import Encoded
 from distill.errors import Diverged, Interrupted
 from distill.gradients import TermGradients
-from distill.inference import release_memory
 from distill.live import Pair
 from distill.losses import Objective
 from distill.masked_live import MaskedPair
 from distill.masking import MaskedModel
+from distill.memory import release_memory
 from distill.models import Classifier
-from distill.progress import track
+from distill.progress import say, track
 from distill.runs import RunFolder
 from distill.schema import Train
 from distill.tasks import Array, Floats, better
@@ -53,6 +57,21 @@ class Trained:
     tokens: int
     best: float
     best_step: int
+
+
+class TooLarge(Exception):
+    """A process of the job has no memory for its share of a step; no process has applied anything of the step."""
+
+
+class NotFinite(Exception):
+    """The loss of a step, or its gradient, is not finite; no process has applied anything of the step."""
+
+    def __init__(self, figures: dict[str, float], rows: list[int]) -> None:
+        super().__init__()
+        self.what = "gradient" if math.isfinite(figures["loss"]) else "loss"
+        self.figures = figures
+        self.rows = rows
+        """Row ids of the documents whose own loss is not finite."""
 
 
 class Stop:
@@ -151,7 +170,8 @@ def train(
         any_processes: go on with a checkpoint of another number of processes, too.
 
     Raises:
-        Diverged: the loss is not finite.
+        Diverged: the loss, or the gradient, was not finite at more steps than may be left out.
+        OutOfMemory: the smallest batch of tokens is too large.
         Interrupted: somebody asked to stop; a checkpoint has been written.
     """
     if settings.gradient_checkpointing:
@@ -165,6 +185,10 @@ def train(
     rank = accelerator.process_index
     saves = accelerator.is_main_process or sharding.is_on(accelerator)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
+    if isinstance(wrapped, DistributedDataParallel):
+        # No buffer of these models changes, and a process that runs out of memory in a step's first forward pass
+        # would wait for the others to send theirs again.
+        wrapped.broadcast_buffers = False
     if pair is not None:
         pair.teacher.to(accelerator.device)
 
@@ -174,7 +198,18 @@ def train(
         state, best_weights = checkpoint.load(
             whole, learner, optimizer.optimizer, meaning, any_processes=any_processes
         )
+    if state.scaler:
+        accelerator.scaler.load_state_dict(state.scaler)
+    if state.tokens_per_batch:
+        settings = settings.model_copy(update={"tokens_per_batch": state.tokens_per_batch})
     began = time.monotonic() - state.seconds
+
+    def save() -> Path:
+        state.seconds = time.monotonic() - began
+        if accelerator.scaler is not None:
+            state.scaler = accelerator.scaler.state_dict()
+        return checkpoint.save(folder.checkpoints, learner, optimizer.optimizer, best_weights, state, whole)
+
     wrapped.train()
     losses: dict[str, float] = {}
     with track(f"{folder.name}: training", total, "steps") as progress, listening() as stop:
@@ -182,36 +217,48 @@ def train(
         for documents in steps(len(data), settings.batch_size, settings.seed, state.step, data.weights):
             if state.step >= total or (settings.patience and state.since_best >= settings.patience):
                 break
-            # Dropout, and what is masked, is a function of (seed, step, rank): a resumed run repeats it to the bit.
-            torch.manual_seed(
-                int(np.random.SeedSequence([settings.seed, state.step, rank]).generate_state(1)[0])
-            )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, state.step, total)
             evaluated = (state.step + 1) % every == 0 or state.step + 1 == total
             logged = evaluated or (state.step + 1) % 10 == 0
             now, norms = objective.at(state.step, total), logged and settings.log_gradient_norms
-            losses = _step(
-                wrapped,
-                learner,
-                data,
-                documents,
-                lengths,
-                now,
-                settings,
-                optimizer,
-                accelerator,
-                lookup,
-                norms,
-            )
-            if not math.isfinite(losses["loss"]):
-                raise Diverged(
-                    f"{folder.name}: the loss is not finite at step {state.step + 1} ({losses}); "
-                    "lower train.learning_rate, or set train.precision=fp32"
+            tried = settings.tokens_per_batch
+            while True:
+                # Dropout, and what is masked, is a function of (seed, step, rank): a resumed run repeats it to the bit.
+                torch.manual_seed(
+                    int(np.random.SeedSequence([settings.seed, state.step, rank]).generate_state(1)[0])
                 )
+                try:
+                    losses = _step(
+                        wrapped,
+                        learner,
+                        data,
+                        documents,
+                        lengths,
+                        now,
+                        settings,
+                        optimizer,
+                        accelerator,
+                        lookup,
+                        norms,
+                    )
+                except TooLarge:
+                    state.tokens_per_batch = memory.halved(settings.tokens_per_batch)
+                    settings = settings.model_copy(update={"tokens_per_batch": state.tokens_per_batch})
+                    continue
+                except NotFinite as failed:
+                    _leave_out(failed, data.row_id[documents], state, settings, folder, accelerator)
+                    losses = {}
+                break
+            if settings.tokens_per_batch < tried and accelerator.is_main_process:
+                say(
+                    f"{folder.name}: out of memory at step {state.step + 1} with train.tokens_per_batch={tried}: "
+                    f"going on with {settings.tokens_per_batch}; the batch size and the result stay the same"
+                )
+                folder.log(state.step + 1, {"train/tokens_per_batch": settings.tokens_per_batch})
             state.step += 1
             state.tokens += int(lengths[documents].sum())
-            progress.advance(1, f"loss {losses['loss']:.3f}")
+            progress.advance(1, f"loss {losses['loss']:.3f}" if losses else "left out")
             asked = _any_rank(stop.asked, accelerator)
             figures = {f"train/{name}": value for name, value in (losses | now.scheduled).items()}
             if evaluated:
@@ -230,15 +277,14 @@ def train(
                 if accelerator.is_main_process:
                     folder.log(state.step, figures | {f"eval/{name}": value for name, value in found.items()})
                 if saves:
-                    checkpoint.save(folder.checkpoints, learner, optimizer.optimizer, best_weights, state)
+                    whole = save()
                 if accelerator.is_main_process:
                     on_evaluation()
             elif logged and accelerator.is_main_process:
                 folder.log(state.step, figures)
             if asked and state.step < total:
-                state.seconds = time.monotonic() - began
                 if saves:
-                    checkpoint.save(folder.checkpoints, learner, optimizer.optimizer, best_weights, state)
+                    save()
                 accelerator.wait_for_everyone()
                 raise Interrupted(
                     f"{folder.name}: stopped at step {state.step} of {total}; --resume {folder.name} goes on from there"
@@ -255,6 +301,28 @@ def _any_rank(asked: bool, accelerator: Any) -> bool:
         return asked
     flag = torch.tensor([int(asked)], device=accelerator.device)
     return bool(accelerator.reduce(flag, "sum").item())
+
+
+def _leave_out(
+    failed: NotFinite, rows: Array, state: TrainState, settings: Train, folder: RunFolder, accelerator: Any
+) -> None:
+    """Write a step down that is not applied, and go on where the recipe allows another one.
+
+    Raises:
+        Diverged: it does not.
+    """
+    state.skipped += 1
+    step, named = state.step + 1, ", ".join(str(row) for row in failed.rows[:3])
+    reason = f"{folder.name}: the {failed.what} is not finite at step {step}"
+    reason += f" (row id {named}{', …' if len(failed.rows) > 3 else ''})" if failed.rows else ""
+    if accelerator.is_main_process:
+        folder.log(step, {}, "not_finite", rows=rows.tolist(), not_finite=failed.rows)
+    if state.skipped > settings.skip_nonfinite:
+        raise Diverged(
+            f"{reason}: {failed.figures}; lower train.learning_rate, set train.precision=fp32, or allow a few such "
+            "steps by train.skip_nonfinite"
+        ) from None
+    say(f"{reason}; the step is left out, {state.skipped} of {settings.skip_nonfinite} that may be")
 
 
 def _step(
@@ -275,6 +343,10 @@ def _step(
     Each term is divided by the number of documents that it applies to in the whole step, so that neither
     the cut into micro-batches nor the number of processes changes it. With ``norms`` the norm of each term's
     gradient is returned as well.
+
+    Raises:
+        TooLarge: on every process, where one has no memory for its share. Nothing has been applied.
+        NotFinite: on every process: the loss, or the gradient. Nothing has been applied.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = share(documents, lengths, rank, world)
@@ -282,41 +354,69 @@ def _step(
     labelled = max(1, int(data.labelled[documents].sum()))
     counts = [labelled if term.needs_label else len(documents) for term in objective.terms]
     parts = micro_batches(data, documents[:1] if idle else mine, settings.tokens_per_batch, model.padding)
+    if world > 1 and len(parts) == 1 and len(parts[0]) > 1:
+        # The last backward pass waits for all processes, so that none may run out of memory in it: it is never
+        # the first to be tried. The longest documents come first.
+        middle = len(parts[0]) // 2
+        parts = [parts[0][:middle], parts[0][middle:]]
     sums = torch.zeros(len(objective.terms), device=accelerator.device)
     gradients = TermGradients(model, len(objective.terms)) if norms else None
+    told: list[tuple[Array, Tensor]] = []  # documents with their losses, unweighted
 
     def blank() -> None:
         with accelerator.no_sync(wrapped):
             accelerator.backward(wrapped(collate(data, documents[:1]).to(accelerator.device)).sum() * 0.0)
 
-    sharding.even_out(accelerator, len(parts), blank)
-    for at, indices in enumerate(parts):
+    def work(indices: Array) -> None:
         logits = lookup(data.row_id[indices]) if lookup and objective.needs_logits else None
         batch = collate(data, indices, logits).to(accelerator.device)
-        last = at == len(parts) - 1
-        with nullcontext() if last else accelerator.no_sync(wrapped):
-            found = wrapped(batch, objective) if isinstance(model, MaskedPair) else wrapped(batch)
-            student, live = found if isinstance(model, Pair | MaskedPair) else (found, {})
-            loss: Tensor = (student.sum() + sum(values.sum() for values in live.values())) * 0.0
-            for number, (term, count) in enumerate(zip(objective.terms, counts, strict=True)):
-                each = live[number] if number in live else objective.per_document(term, student, batch)
-                value = each.sum() / count
-                if not idle:
-                    sums[number] += value.detach()
-                    loss = loss + objective.weight(term) * value
-                    if gradients is not None:
-                        gradients.add(number, value)
-            # Gradients are averaged over processes; the terms above are shares of one sum.
-            accelerator.backward(loss * world)
-    if settings.clip_norm is not None:
-        accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+        found = wrapped(batch, objective) if isinstance(model, MaskedPair) else wrapped(batch)
+        student, live = found if isinstance(model, Pair | MaskedPair) else (found, {})
+        loss: Tensor = (student.sum() + sum(values.sum() for values in live.values())) * 0.0
+        for number, (term, count) in enumerate(zip(objective.terms, counts, strict=True)):
+            each = live[number] if number in live else objective.per_document(term, student, batch)
+            value = each.sum() / count
+            if not idle:
+                told.append((indices, each.detach()))
+                sums[number] += value.detach()
+                loss = loss + objective.weight(term) * value
+                if gradients is not None:
+                    gradients.add(number, value)
+        # Gradients are averaged over processes; the terms above are shares of one sum.
+        accelerator.backward(loss * world)
+
+    def fits(indices: Array) -> bool:
+        if sharding.is_on(accelerator):  # each forward pass waits for all: there is no going back alone
+            work(indices)
+            return True
+        return memory.fits(partial(work, indices))
+
+    sharding.even_out(accelerator, len(parts), blank)
+    with accelerator.no_sync(wrapped):
+        enough = all(fits(indices) for indices in parts[:-1])
+    if world == 1:
+        enough = enough and fits(parts[-1])
+    elif enough := not _any_rank(not enough, accelerator):
+        work(parts[-1])
+    if not enough:
+        optimizer.zero_grad(set_to_none=True)
+        raise TooLarge
     if world > 1:
         sums = accelerator.reduce(sums, "sum")
     values, names = sums.tolist(), objective.names
     result = {"loss": sum(objective.weight(t) * v for t, v in zip(objective.terms, values, strict=True))}
     result |= {f"loss_{name}": value for name, value in zip(names, values, strict=True)}
+    finite = math.isfinite(result["loss"])
+    if finite:
+        norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm or math.inf)
+        # In fp16 gradients that are too large are usual: the scaler leaves such a step out and lowers its factor.
+        finite = accelerator.scaler is not None or math.isfinite(sharding.whole(norm))
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if not finite:
+        bad = [data.row_id[indices[~each.isfinite().cpu().numpy()]].tolist() for indices, each in told]
+        raise NotFinite(result, sorted(set(gather_object([row for rows in bad for row in rows]))))
     if gradients is not None:
         found = gradients.norms(accelerator)
         result |= {f"gradient_norm_{name}": norm for name, norm in zip(names, found, strict=True)}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,12 +62,10 @@ def write_csv(path: Path, rows: Sequence[Sequence[Any]], header: Sequence[str] =
     return path
 
 
-@pytest.fixture(scope="session")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A WordPiece tokenizer as BERT has it."""
+def write_tokenizer(folder: Path) -> Path:
+    """Write a WordPiece tokenizer as BERT has it."""
     from transformers import BertTokenizer
 
-    folder = tmp_path_factory.mktemp("wordpiece")
     words = [
         *GOOD,
         *BAD,
@@ -75,6 +76,12 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(words)]
     BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WordPiece tokenizer as BERT has it."""
+    return write_tokenizer(tmp_path_factory.mktemp("wordpiece"))
 
 
 @pytest.fixture(scope="session")
@@ -139,59 +146,88 @@ def power_cut(step: int) -> Iterator[None]:
             yield
 
 
+def write_recipe(path: Path, tokenizer: Path, changes: dict[str, Any] | None = None) -> Path:
+    """Write a recipe over a csv of 160 documents: a tiny BigBird teaches a tiny BERT, both from scratch.
+
+    ``changes`` are dotted keys laid over it: ``{"teacher.train.seed": 3}``.
+    """
+    import yaml
+
+    source = path.with_name("reviews.csv")
+    if not source.exists():
+        write_csv(source, documents(160))
+    train = {
+        "epochs": 1.0,
+        "batch_size": 8,
+        "tokens_per_batch": 1024,
+        "learning_rate": 0.001,
+        "precision": "fp32",
+    }
+    recipe: dict[str, Any] = {
+        "description": "tiny",
+        "experiment": "tests",
+        "data": {
+            "source": str(source),
+            "splits": {
+                "test": {"from": "train", "rows": 30},
+                "validation": {"from": "train", "rows": 20},
+                "transfer": {"from": "train", "rows": 60},
+                "train": {"from": "train"},
+            },
+        },
+        "task": {"labels": ["bad", "good"]},
+        "teacher": {
+            "architecture": "bigbird", "tokenizer": str(tokenizer), "config": dict(TINY), "max_length": 128,
+            "block_size": 4, "random_blocks": 1, "train": dict(train),
+        },
+        "student": {
+            "architecture": "bert_miniature", "checkpoint": None, "max_length": 16, "view": "head_tail",
+            "config": dict(TINY), "train": dict(train),
+        },
+    }  # fmt: skip
+    for key, value in (changes or {}).items():
+        *parents, last = key.split(".")
+        part = recipe
+        for step in parents:
+            part = part.setdefault(step, {})
+        part[last] = value
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def forked(*works: Callable[[], object]) -> list[int]:
+    """Do each work in a child forked from this process, side by side; return exit codes, of signals negative.
+
+    A child has what has been imported and built, and is killed, starved or limited without harm to this process.
+    """
+    children = []
+    for work in works:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads of xdist: no child uses them
+            child = os.fork()
+        if child == 0:
+            code = 1
+            signal.alarm(200)  # a child that hangs is no reason for the tests to
+            try:
+                work()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 Write = Callable[..., Path]
 
 
 @pytest.fixture
 def recipe_file(tmp_path: Path, tokenizer_folder: Path) -> Write:
-    """Write a recipe over a csv of 160 documents: a tiny BigBird teaches a tiny BERT, both from scratch.
-
-    ``changes`` are dotted keys laid over it: ``recipe_file({"teacher.train.seed": 3})``.
-    """
-    import yaml
+    """Write the recipe of :func:`write_recipe`: ``recipe_file({"teacher.train.seed": 3})``."""
 
     def write(changes: dict[str, Any] | None = None, name: str = "recipe.yaml") -> Path:
-        source = tmp_path / "reviews.csv"
-        if not source.exists():
-            write_csv(source, documents(160))
-        train = {
-            "epochs": 1.0,
-            "batch_size": 8,
-            "tokens_per_batch": 1024,
-            "learning_rate": 0.001,
-            "precision": "fp32",
-        }
-        recipe: dict[str, Any] = {
-            "description": "tiny",
-            "experiment": "tests",
-            "data": {
-                "source": str(source),
-                "splits": {
-                    "test": {"from": "train", "rows": 30},
-                    "validation": {"from": "train", "rows": 20},
-                    "transfer": {"from": "train", "rows": 60},
-                    "train": {"from": "train"},
-                },
-            },
-            "task": {"labels": ["bad", "good"]},
-            "teacher": {
-                "architecture": "bigbird", "tokenizer": str(tokenizer_folder), "config": dict(TINY), "max_length": 128,
-                "block_size": 4, "random_blocks": 1, "train": dict(train),
-            },
-            "student": {
-                "architecture": "bert_miniature", "checkpoint": None, "max_length": 16, "view": "head_tail",
-                "config": dict(TINY), "train": dict(train),
-            },
-        }  # fmt: skip
-        for key, value in (changes or {}).items():
-            *path, last = key.split(".")
-            part = recipe
-            for step in path:
-                part = part.setdefault(step, {})
-            part[last] = value
-        path_ = tmp_path / name
-        path_.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        return path_
+        return write_recipe(tmp_path / name, tokenizer_folder, changes)
 
     return write
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ import torch
 from conftest import TINY, documents
 from safetensors.numpy import load_file, save_file
 
-from distill import catalog, gate, inference, logits, models, progress
+from distill import catalog, files, gate, inference, logits, models, progress
 from distill.encoding import Encoded, encode_texts
-from distill.errors import LogitsError
+from distill.errors import DiskError, LogitsError
 from distill.files import sha256_file
 from distill.logits import Logits
 from distill.models import Classifier
@@ -166,6 +167,51 @@ def test_a_killed_pass_goes_on_at_the_missing_rows(make: Make, monkeypatch: pyte
     left = {path.name for path in cut.folder.iterdir() if path.suffix in (".part", ".tmp")}
     assert not left
     assert logits.verify(cut.folder) == 35
+
+
+def test_a_disk_that_fills_up_in_a_shard_keeps_the_others(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    whole, cut = Pass(model, rows_of(model, 35)), Pass(model, rows_of(model, 35))
+    real, synced = files.sync_file, 0
+
+    def full(path: Path) -> None:
+        nonlocal synced
+        synced += ".part" in path.name
+        if synced == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync_file", full)
+        with pytest.raises(DiskError, match="no space left on device; mend"), files.reporting_disk("mend"):
+            cut()
+    assert len(cut.shards()) == 2
+    assert not list(cut.folder.glob(".*.tmp"))
+    assert cut() == 15
+    found = cut.open()(cut.data.row_id)
+    shutil.rmtree(cut.folder)
+    whole()
+    np.testing.assert_array_equal(found, whole.open()(whole.data.row_id))
+
+
+def test_caching_goes_on_in_smaller_batches_where_the_memory_is_not_enough(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make()
+    short = Pass(model, rows_of(model, 35), tokens_per_batch=1024)
+    expected, real = short.direct(), Classifier.forward
+
+    def forward(self: Classifier, batch: Any, *more: Any) -> Any:
+        if len(batch.token_ids) > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch, *more)
+
+    monkeypatch.setattr(Classifier, "forward", forward)
+    assert short() == 35
+    np.testing.assert_allclose(short.open()(short.data.row_id), expected, atol=1e-5)
+    assert capsys.readouterr().err.count("out of memory") == 1, "said once, not for each shard"
 
 
 def test_more_documents_cost_only_themselves(cached: Pass) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -10,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import forked
 
+from distill import files
 from distill import runs as folders
 from distill.errors import Interrupted, UsageError
 from distill.runs import Role, Run, RunFolder
@@ -58,6 +62,17 @@ def test_a_name_is_taken_by_the_first() -> None:
     new("mine")
     with pytest.raises(UsageError, match="run mine exists already"):
         new("mine")
+
+
+def test_a_run_that_was_killed_as_it_was_made_leaves_its_name_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_instants", itertools.count(1))
+        patch.setenv("DISTILL_DIE_AT_WRITE", "3")  # after its recipe, in run.json
+        assert forked(lambda: new("mine")) == [-signal.SIGKILL]
+    assert folders.every() == []
+    assert new("mine").read().name == "mine"
 
 
 def test_a_run_is_found_by_name_and_a_near_one_is_told() -> None:

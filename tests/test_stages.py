@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,10 +21,24 @@ import torch
 import yaml
 from conftest import Write, documents, power_cut, write_csv
 
-from distill import caching, catalog, data, fitting, inference, logits, models, stages, tracking, training
+from distill import (
+    caching,
+    catalog,
+    checkpoint,
+    data,
+    files,
+    fitting,
+    inference,
+    logits,
+    models,
+    planning,
+    stages,
+    tracking,
+    training,
+)
 from distill import recipe as recipes
 from distill import runs as folders
-from distill.errors import DataError, RecipeError, UsageError
+from distill.errors import DataError, DiskError, RecipeError, UsageError
 from distill.evaluation import Predictions, measure
 from distill.runs import RunFolder
 from distill.schema import Recipe
@@ -388,6 +403,109 @@ def test_a_resume_with_an_edited_recipe_is_refused_with_the_line(
         teach(recipes.load(str(file)), resume="t")
 
 
+def full_at(patch: pytest.MonkeyPatch, what: str) -> None:
+    """Let the disk be full when something of this name is written after the first checkpoint."""
+    real, log = files.sync_file, RunFolder.log
+
+    def full(path: object) -> OSError:
+        return OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def sync_file(path: Path) -> None:
+        if what in path.name and any(path.parents[1].glob("**/step-000000002")):
+            raise full(path)
+        real(path)
+
+    def append(folder: RunFolder, step: int, *rest: Any, **more: Any) -> None:
+        if what == "journal" and step == 4:
+            with folder.journal.open("a") as file:
+                file.write('{"time": 1.0, "st')
+            raise full(folder.journal)
+        log(folder, step, *rest, **more)
+
+    patch.setattr(files, "sync_file", sync_file)
+    patch.setattr(RunFolder, "log", append)
+
+
+@pytest.mark.parametrize(
+    "what", ["optimizer.safetensors", "journal", "predictions.safetensors", "metrics.json"]
+)
+def test_a_disk_that_fills_up_costs_one_line_and_a_resume(
+    what: str, runs: Path, recipe_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load(str(recipe_file({"teacher.train.evaluate_every": 2, "teacher.train.max_steps": 4})))
+    whole = teach(recipe, "whole")
+    with monkeypatch.context() as patch:
+        full_at(patch, what)
+        with pytest.raises(DiskError, match=r"no space left on device; .*--resume t goes on") as caught:
+            teach(recipe)
+    assert caught.value.exit_code == 4
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+    folder = folders.find("t")
+    assert folder.read().status == "failed"
+    assert teach(recipes.load(str(folder.recipe)), resume="t").read().status == "finished"
+    one, two = ((f.model / "model.safetensors").read_bytes() for f in (whole, folder))
+    assert one == two
+    assert [e["step"] for e in folder.entries()][-1] == 4
+    assert not [path.name for path in folder.path.rglob(".*.tmp")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+def test_a_small_disk_that_is_really_full_costs_one_line_and_a_resume(
+    runs: Path, recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load(str(recipe_file({"teacher.train.evaluate_every": 2, "teacher.train.max_steps": 4})))
+    whole = (teach(recipe, "whole").model / "model.safetensors").read_bytes()
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=8m", "none", str(small)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        monkeypatch.setenv("DISTILL_RUNS", str(small))
+        monkeypatch.setattr(planning, "require_disk", lambda needed: None)
+        ballast, real = small / "ballast", checkpoint.save
+
+        def save(folder: Path, *rest: Any) -> Path:
+            if folder.exists():  # the second one
+                ballast.write_bytes(b"x" * (shutil.disk_usage(small).free - (100 << 10)))
+            return real(folder, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", save)
+            with pytest.raises(DiskError, match=r"no space left on device; .*--resume t goes on"):
+                teach(recipe)
+        kept = [path.name for path in folders.find("t").checkpoints.iterdir()]
+        assert kept == ["step-000000002"], "what was whole stays whole"
+        ballast.unlink()
+        done = teach(recipes.load(str(folders.find("t").recipe)), resume="t")
+        assert (done.model / "model.safetensors").read_bytes() == whole
+    finally:
+        subprocess.run(["/bin/umount", str(small)], check=True)
+
+
+def test_a_folder_that_loses_its_permissions_costs_one_line(
+    ready: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.mkdir
+
+    def mkdir(self: Path, *rest: Any, **more: Any) -> None:
+        if ".step-" in self.name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        real(self, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", mkdir)
+        with pytest.raises(DiskError, match=r"step-.*: permission denied; .*--resume u goes on"):
+            teach(ready, "u")
+    folder = folders.find("u")
+    assert teach(recipes.load(str(folder.recipe)), resume="u").read().status == "finished"
+    one, two = ((folders.find(n).model / "model.safetensors").read_bytes() for n in ("t", "u"))
+    assert one == two
+
+
 def test_a_plan_of_a_teacher_trains_nothing(ready: Recipe) -> None:
     before = [folder.path for folder in folders.every()]
     found = stages.plan_teacher(ready)
@@ -618,7 +736,8 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.05)
 
 
-def test_ctrl_c_in_a_run_costs_nothing_but_a_resume(runs: Path, recipe_file: Write) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_run_costs_nothing_but_a_resume(number: int, runs: Path, recipe_file: Write) -> None:
     file = recipe_file({"teacher.train.epochs": 12.0, "teacher.train.evaluate_every": 5})
     process = subprocess.Popen(
         [sys.executable, "-m", "distill", "teacher", "--recipe", str(file), "--name", "mine"],
@@ -626,13 +745,13 @@ def test_ctrl_c_in_a_run_costs_nothing_but_a_resume(runs: Path, recipe_file: Wri
     )  # fmt: skip
     folder = RunFolder(runs / "mine")
     wait_for(folder.journal.exists, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 75, told
     assert "Traceback" not in told
     assert "--resume mine" in told
     assert folder.read().status == "interrupted"
-    done = int(next(folder.checkpoints.iterdir()).name.removeprefix("step-"))
+    done = int(max(folder.checkpoints.iterdir()).name.removeprefix("step-"))
     assert 5 <= done < 84
 
     finished = teach(recipes.load(str(folder.recipe)), resume="mine")

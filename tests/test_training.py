@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import resource
 import signal
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from conftest import TINY, documents, power_cut
+from conftest import TINY, documents, forked, power_cut
 from torch import Tensor
 
-from distill import catalog, checkpoint, inference, models, progress, training
+from distill import catalog, checkpoint, files, inference, models, processes, progress, training
 from distill.batching import collate, micro_batches
 from distill.encoding import Encoded, concatenate, encode_texts
-from distill.errors import DataError, Diverged, Interrupted
+from distill.errors import DataError, Diverged, Interrupted, OutOfMemory
 from distill.files import sha256_file
 from distill.losses import Objective
 from distill.models import Classifier, weights_hash
@@ -174,6 +181,117 @@ def test_a_run_that_was_killed_goes_on_from_its_last_evaluation_to_the_same_bits
     assert cut.hash == whole.hash
 
 
+def test_a_run_killed_at_any_write_of_a_file_ends_with_the_same_bits(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Fit(tmp_path / "whole", make, rows=16, max_steps=3, evaluate_every=1)
+    whole(evaluate=same)
+    for write in itertools.count(1):
+        cut = copy(whole)
+        cut.folder = RunFolder(tmp_path / str(write))
+        cut.folder.path.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "_instants", itertools.count(1))
+            patch.setenv("DISTILL_DIE_AT_WRITE", str(write))
+            (code,) = forked(lambda: cut(evaluate=same))  # noqa: B023
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        (code,) = forked(lambda: cut(evaluate=same))  # noqa: B023
+        assert code == 0
+        assert checkpoint_hash(cut) == checkpoint_hash(whole), f"killed at write {write}"
+        left = sorted(p.name for p in cut.folder.checkpoints.iterdir())
+        assert left[-2:] == ["step-000000002", "step-000000003"], "nothing half written"
+    # Each of three checkpoints: five files, each before and after its rename, and then the folder.
+    assert write == 3 * (5 * 2 + 2) + 1
+
+
+@contextmanager
+def rank_of_two(rank: int, port: int) -> Iterator[None]:
+    """Be one of two processes, as torchrun starts them."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    where = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(where, RANK=str(rank), LOCAL_RANK=str(rank))
+    yield
+    processes.leave()
+
+
+def on_two_ranks(work: Callable[[int], object]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def one(rank: int) -> None:
+        with rank_of_two(rank, port):
+            work(rank)
+
+    assert forked(partial(one, 0), partial(one, 1)) == [0, 0]
+
+
+def test_two_ranks_halve_their_batches_and_leave_steps_out_together(tmp_path: Path, make: Make) -> None:
+    def fit(name: str, tokens: int) -> Fit:
+        return Fit(tmp_path / name, make, batch_size=16, tokens_per_batch=tokens, skip_nonfinite=2)
+
+    asked, short = fit("asked", 64), fit("short", 256)
+
+    def plain(rank: int) -> None:
+        asked(evaluate=same, objective=SOFT, lookup=no_number_for(7))
+
+    def starved(rank: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 1:  # the other one has room
+                room_for(patch, 80)
+            short(evaluate=same, objective=SOFT, lookup=no_number_for(7))
+        (tmp_path / f"rank{rank}").write_text(weights_hash(short.model.model))
+
+    on_two_ranks(plain)
+    on_two_ranks(starved)
+    assert checkpoint_hash(short) == checkpoint_hash(asked)
+    assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text()
+    assert [entry["not_finite"] for entry in journal(short, "not_finite")] == [[7], [7]]
+    assert journal(short, "metrics")[0]["metrics"] == {"train/tokens_per_batch": 64}
+
+
+def test_no_random_state_is_kept_for_every_step_is_seeded(tmp_path: Path, make: Make) -> None:
+    def disturbing(model: Classifier) -> dict[str, float]:
+        torch.manual_seed(next(seeds))
+        np.random.seed(next(seeds))
+        return {"accuracy": 0.5}
+
+    seeds = iter(range(100))
+    whole, cut = (Fit(tmp_path / name, make, evaluate_every=3) for name in ("whole", "cut"))
+    whole(evaluate=lambda model: {"accuracy": 0.5})
+    with power_cut(6):
+        cut(evaluate=disturbing)
+    cut(evaluate=disturbing)
+    assert checkpoint_hash(cut) == checkpoint_hash(whole)
+
+
+@pytest.mark.parametrize("file", ["model", "optimizer", "best", "state"])
+def test_a_second_ctrl_c_while_it_saves_ends_at_once_and_costs_no_bit(
+    file: str, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = (Fit(tmp_path / name, make, evaluate_every=3) for name in ("whole", "cut"))
+    whole(evaluate=same)
+    real = sha256_file
+
+    def hashing(path: Path) -> str:
+        if path.stem == file and "step-000000004" in str(path):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, signal.SIGINT)
+        patch.setattr(checkpoint, "sha256_file", hashing)
+        with pytest.raises(KeyboardInterrupt):
+            cut(evaluate=same)
+    assert [path.name for path in cut.folder.checkpoints.iterdir()] == ["step-000000003"]
+    cut(evaluate=same)
+    assert checkpoint_hash(cut) == checkpoint_hash(whole)
+
+
 def test_measuring_a_finished_model_shows_its_progress(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +318,9 @@ def test_dropout_is_on_and_the_seed_settles_it(tmp_path: Path, make: Make) -> No
     assert still.hash != first.hash
 
 
+MEANING = {"recipe": "epochs: 2\nseed: 0\n", "data": "abc"}
+
+
 @pytest.fixture
 def stopped(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> Fit:
     """A run that was stopped at step 4 of 10, after its evaluation at 3."""
@@ -207,7 +328,7 @@ def stopped(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> Fit:
     with monkeypatch.context() as patch:
         stop_after(patch, 4, signal.SIGTERM)
         with pytest.raises(Interrupted):
-            fit(meaning={"recipe": "epochs: 2\nseed: 0\n", "data": "abc"})
+            fit(meaning=MEANING)
     return fit
 
 
@@ -227,12 +348,7 @@ def test_a_resume_with_something_else_is_refused_with_the_difference(
     assert str(caught.value) == f"run7: cannot be resumed: {said}"
 
 
-@pytest.mark.parametrize("file", ["model", "optimizer", "best", "state", "manifest"])
-@pytest.mark.parametrize("harm", ["flip", "cut", "lose"])
-def test_a_damaged_checkpoint_is_refused_and_never_read_nor_thrown_away(
-    file: str, harm: str, stopped: Fit
-) -> None:
-    path = next(stopped.folder.checkpoints.glob(f"step-*/{file}.*"))
+def damage(path: Path, harm: str) -> None:
     content = bytearray(path.read_bytes())
     if harm == "lose":
         path.unlink()
@@ -241,21 +357,45 @@ def test_a_damaged_checkpoint_is_refused_and_never_read_nor_thrown_away(
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"run7: checkpoint step-000000004 is damaged") as caught:
-        stopped(meaning={"recipe": "epochs: 2\nseed: 0\n", "data": "abc"})
+
+
+@pytest.mark.parametrize("file", ["model", "optimizer", "best", "state", "manifest"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "lose"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_stands_in(
+    file: str, harm: str, stopped: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = stopped.folder.checkpoints / "step-000000004"
+    path = next(newest.glob(f"{file}.*"))
+    damage(path, harm)
+    assert checkpoint.latest(stopped.folder.checkpoints) == newest.with_name("step-000000003")
+    told = capsys.readouterr().err
+    assert told.startswith("run7: step-000000004/")
+    assert path.name in told or file == "manifest"
+    assert told.endswith("going on from step-000000003\n")
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_with_the_same_bits(
+    tmp_path: Path, make: Make, stopped: Fit
+) -> None:
+    whole = Fit(tmp_path / "whole", make, evaluate_every=3)
+    whole(meaning=MEANING)
+    damage(stopped.folder.checkpoints / "step-000000004" / "optimizer.safetensors", "flip")
+    with power_cut(4):  # at the seventh step, after one more checkpoint
+        stopped(meaning=MEANING)
+    kept = sorted(path.name for path in stopped.folder.checkpoints.iterdir())
+    assert kept == ["step-000000003", "step-000000006"], "never the damaged one in a whole one's place"
+    stopped(meaning=MEANING)
+    assert stopped.hash == whole.hash
+
+
+def test_when_every_checkpoint_is_damaged_the_run_is_refused_and_nothing_is_thrown_away(stopped: Fit) -> None:
+    for step, file in ((4, "state.json"), (3, "model.safetensors")):
+        damage(stopped.folder.checkpoints / f"step-{step:09d}" / file, "cut")
+    with pytest.raises(DataError, match=r"run7: every checkpoint is damaged") as caught:
+        stopped(meaning=MEANING)
+    assert "step-000000004/state.json, step-000000003/model.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert path.parent.is_dir()
-
-
-def test_of_two_checkpoints_the_newest_that_is_whole_is_found(stopped: Fit) -> None:
-    import shutil
-
-    folder = stopped.folder.checkpoints
-    newer = folder / "step-000000009"
-    shutil.copytree(folder / "step-000000004", newer)
-    assert checkpoint.latest(folder) == newer
-    (newer / "model.safetensors").write_bytes(b"")
-    assert checkpoint.latest(folder) == folder / "step-000000004"
+    assert len(list(stopped.folder.checkpoints.iterdir())) == 2
 
 
 def test_what_a_killed_process_left_half_written_is_neither_read_nor_kept(stopped: Fit) -> None:
@@ -264,8 +404,8 @@ def test_what_a_killed_process_left_half_written_is_neither_read_nor_kept(stoppe
     half.mkdir()
     (half / "model.safetensors").touch()
     assert checkpoint.latest(folder) == folder / "step-000000004"
-    stopped(meaning={"recipe": "epochs: 2\nseed: 0\n", "data": "abc"})
-    assert [p.name for p in folder.iterdir()] == ["step-000000010"]
+    stopped(meaning=MEANING)
+    assert sorted(p.name for p in folder.iterdir()) == ["step-000000009", "step-000000010"]
 
 
 def scripted(*figures: float) -> Evaluate:
@@ -314,6 +454,182 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_own_code(tmp_path: Path
         fit(objective=Objective("single_label", [Loss(kind="soft")]), lookup=lookup)
     assert caught.value.exit_code == 6
     assert not fit.folder.checkpoints.exists()
+
+
+SOFT = Objective("single_label", [Loss(kind="soft")])
+
+
+def no_number_for(*bad: int) -> Callable[[Any], Floats]:
+    """Look teacher logits up that are NaN for these rows."""
+
+    def lookup(rows: Any) -> Floats:
+        return np.where(np.isin(rows, bad)[:, None], np.float32(np.nan), teacher_logits(rows))
+
+    return lookup
+
+
+def journal(fit: Fit, event: str) -> list[dict[str, Any]]:
+    return [entry for entry in fit.folder.entries() if entry["event"] == event]
+
+
+def test_a_step_without_a_finite_loss_is_left_out_and_its_rows_are_named(
+    tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = Fit(tmp_path / "run", make, max_steps=1, skip_nonfinite=1)
+    fit(objective=SOFT, lookup=no_number_for(*range(0, 40, 2)))
+    assert fit.hash == weights_hash(make().model), "nothing of it was applied"
+    (entry,) = journal(fit, "not_finite")
+    assert (entry["step"], len(entry["rows"])) == (1, 8)
+    assert entry["not_finite"] == sorted(row for row in entry["rows"] if row % 2 == 0)
+    assert "run: the loss is not finite at step 1 (row id" in capsys.readouterr().err
+    assert all(np.isfinite(value) for e in fit.folder.entries() for value in e["metrics"].values())
+
+
+def test_steps_are_left_out_as_often_as_the_recipe_allows_and_the_last_good_checkpoint_stays(
+    tmp_path: Path, make: Make
+) -> None:
+    # Two epochs: each row comes twice.
+    fit = Fit(tmp_path / "run", make, evaluate_every=1, skip_nonfinite=1)
+    with pytest.raises(Diverged, match=r"run: the loss is not finite at step \d+ \(row id 7\)") as caught:
+        fit(evaluate=same, objective=SOFT, lookup=no_number_for(7))
+    assert caught.value.exit_code == 6
+    first, second = journal(fit, "not_finite")
+    assert first["not_finite"] == second["not_finite"] == [7]
+    kept = checkpoint.latest(fit.folder.checkpoints)
+    assert kept is not None
+    assert kept.name == f"step-{second['step'] - 1:09d}"
+    fit = Fit(tmp_path / "other", make, skip_nonfinite=2)
+    assert fit(evaluate=same, objective=SOFT, lookup=no_number_for(7)).steps == 10
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_steps_that_were_left_out_are_counted_over_a_stop_and_a_resume(
+    step: int, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(name: str) -> Fit:
+        return Fit(tmp_path / name, make, skip_nonfinite=2)
+
+    whole, cut = fit("whole"), fit("cut")
+    whole(evaluate=same, objective=SOFT, lookup=no_number_for(7))
+    with monkeypatch.context() as patch:
+        stop_after(patch, step, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            cut(evaluate=same, objective=SOFT, lookup=no_number_for(7))
+    cut(evaluate=same, objective=SOFT, lookup=no_number_for(7))
+    assert checkpoint_hash(cut) == checkpoint_hash(whole)
+    states = [
+        json.loads((max(f.folder.checkpoints.iterdir()) / "state.json").read_text()) for f in (whole, cut)
+    ]
+    assert [state["skipped"] for state in states] == [2, 2]
+
+
+class Steep(Objective):
+    """A finite loss whose gradient is not."""
+
+    def per_document(self, term: Loss, logits: Tensor, batch: Any) -> Tensor:
+        return super().per_document(term, logits, batch) + (logits.sum(1) * 0).sqrt()
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+def test_a_gradient_that_is_not_finite_is_not_applied_either(
+    clip_norm: float | None, tmp_path: Path, make: Make
+) -> None:
+    steep = Steep("single_label", [Loss(kind="hard")])
+    fit = Fit(tmp_path / "run", make, max_steps=1, skip_nonfinite=1, clip_norm=clip_norm)
+    fit(objective=steep)
+    assert fit.hash == weights_hash(make().model)
+    with pytest.raises(Diverged, match="other: the gradient is not finite at step 1: "):
+        Fit(tmp_path / "other", make, clip_norm=clip_norm)(objective=steep)
+
+
+def room_for(patch: pytest.MonkeyPatch, tokens: int) -> list[int]:
+    """Let a GPU of this size run out of memory; return the sizes of the batches that were tried."""
+    real, tried = Classifier.forward, list[int]()
+
+    def forward(self: Classifier, batch: Any, *more: Any) -> Any:
+        tried.append(len(batch.token_ids))
+        if tried[-1] > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, batch, *more)
+
+    patch.setattr(Classifier, "forward", forward)
+    return tried
+
+
+def test_a_batch_too_large_for_the_memory_is_halved_and_trains_as_if_it_had_been_asked_for(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = Fit(tmp_path / "asked", make, tokens_per_batch=64)
+    asked(evaluate=same)
+    capsys.readouterr()
+    short = Fit(tmp_path / "short", make, tokens_per_batch=256)
+    with monkeypatch.context() as patch:
+        tried = room_for(patch, 80)
+        with power_cut(9):  # at step 7: the first was tried three times
+            short(evaluate=same)
+        assert max(tried[2:]) <= 64, "after 256 and 128"
+    told = capsys.readouterr().err
+    assert told.count("out of memory") == 1
+    assert "short: out of memory at step 1 with train.tokens_per_batch=256: going on with 64;" in told
+    # Gone on with, it does not try again what was too large.
+    short(evaluate=same)
+    assert "out of memory" not in capsys.readouterr().err
+    assert checkpoint_hash(short) == checkpoint_hash(asked)
+
+
+def test_a_process_without_memory_halves_its_batches(
+    tmp_path: Path, make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wide = {"intermediate_size": 8192}
+
+    def one(name: str, tokens: int) -> Fit:
+        build = partial(make, **wide)
+        return Fit(tmp_path / name, build, 120, max_steps=2, batch_size=120, tokens_per_batch=tokens)
+
+    fit = one("run", 4096)
+
+    def starved() -> None:
+        used = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (used + (250 << 20), resource.RLIM_INFINITY))
+        fit(evaluate=same)
+
+    assert forked(starved) == [0]
+    told = capfd.readouterr().err
+    assert told.count("out of memory") == 1
+    (entry,) = (e for e in fit.folder.entries() if "train/tokens_per_batch" in e["metrics"])
+    tokens = int(entry["metrics"]["train/tokens_per_batch"])
+    asked = one("asked", tokens)
+    asked(evaluate=same)
+    assert checkpoint_hash(fit) == checkpoint_hash(asked)
+
+
+def test_where_the_smallest_batch_is_too_large_the_run_ends_with_its_own_code(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Fit(tmp_path / "run", make)
+    room_for(monkeypatch, 0)
+    with pytest.raises(OutOfMemory, match="out of memory with batches of 64 tokens") as caught:
+        fit(evaluate=same)
+    assert caught.value.exit_code == 5
+
+
+def test_predicting_halves_its_batches_once_and_says_so_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make().eval()
+    data, accelerator = labelled(model, 30), inference.make_accelerator("fp32")
+    expected = inference.predict_all(model, data, 1024, "fp32", accelerator)
+    tried = room_for(monkeypatch, 150)
+    for _ in range(2):
+        found = inference.predict_all(model, data, 1024, "fp32", accelerator)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert max(tried[len(tried) // 2 + 1 :]) <= 150, "what had no room is not tried again"
+    assert (
+        capsys.readouterr().err == "out of memory with batches of 1,024 tokens: going on with smaller ones\n"
+    )
+    room_for(monkeypatch, 0)
+    with pytest.raises(OutOfMemory):
+        inference.predict_all(model, data, 1024, "fp32", accelerator)
 
 
 def test_a_model_whose_weights_burst_is_never_selected(tmp_path: Path, make: Make) -> None:
@@ -476,7 +792,7 @@ def test_a_run_with_schedules_that_was_stopped_ends_with_the_same_bits(
 
 def checkpoint_hash(fit: Fit) -> str:
     """Hash the last step's weights; the model holds those of its best evaluation."""
-    return sha256_file(next(fit.folder.checkpoints.glob("step-*")) / "model.safetensors")
+    return sha256_file(max(fit.folder.checkpoints.glob("step-*")) / "model.safetensors")
 
 
 def test_scheduled_values_are_in_the_journal_beside_the_losses_and_fixed_ones_are_not(
@@ -551,10 +867,10 @@ def test_labels_of_transfer_rows_are_never_used(tmp_path: Path, make: Make) -> N
 
 
 def test_a_checkpoint_holds_no_pickle(stopped: Fit) -> None:
-    names = {p.name for p in next(stopped.folder.checkpoints.iterdir()).iterdir()}
+    names = {p.name for p in max(stopped.folder.checkpoints.iterdir()).iterdir()}
     assert names == {
         "model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json", "manifest.json",
     }  # fmt: skip
-    state = json.loads(next(stopped.folder.checkpoints.glob("*/state.json")).read_text())
+    state = json.loads(max(stopped.folder.checkpoints.glob("*/state.json")).read_text())
     assert state["step"] == 4
     assert state["best_step"] == 3
