@@ -6,6 +6,7 @@ and RoBERTa's doubled separators come out as each model wants them.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,8 @@ import numpy as np
 from distill import spans
 from distill.files import sha256_json
 from distill.schema import Model
+from distill.spool import Joined, Slices, Spool
+from distill.streams import Stream
 from distill.tasks import UNREAD, Array, Floats
 from distill.views import cut, cut_pair
 
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 
 Tokenizer = Any
 """A transformers tokenizer."""
-TOKENIZED_AT_ONCE = 1000
 
 
 def epoch_size(documents: int, weights: Array | None) -> int:
@@ -36,9 +38,9 @@ def epoch_size(documents: int, weights: Array | None) -> int:
 class Encoded:
     """A split as windows of token ids, packed one after another."""
 
-    token_ids: Array
-    """``(tokens,)`` int32, special tokens included."""
-    segments: Array
+    token_ids: Slices
+    """``(tokens,)`` of integers, special tokens included."""
+    segments: Slices
     """``(tokens,)`` uint8: 1 in the second text of a pair where the model tells them apart."""
     windows: Array
     """``(windows + 1,)`` int64: where each window begins in ``token_ids``."""
@@ -54,7 +56,7 @@ class Encoded:
     """``(documents,)`` bool."""
     weights: Array | None = None
     """``(documents,)`` float64: how often each document is drawn in an epoch; once where None."""
-    unit_of: Array | None = None
+    unit_of: Slices | None = None
     """Of spans, ``(tokens, 2)`` int32: the unit that each token begins in, and the one that it ends in; -1 where it is of
     none. The first of each window is of unit 0."""
     units: Array | None = None
@@ -78,18 +80,21 @@ class Encoded:
 
     @cached_property
     def window_counts(self) -> Array:
-        """``(documents,)``: windows of each document."""
-        return np.diff(self.documents)
+        """``(documents,)`` int32: windows of each document."""
+        return np.diff(self.documents).astype(np.int32)
 
     @cached_property
     def tokens(self) -> Array:
-        """``(documents,)``: tokens of each document's windows together."""
-        return np.diff(self.windows[self.documents])
+        """``(documents,)`` int32: tokens of each document's windows together."""
+        return np.diff(self.windows[self.documents]).astype(np.int32)
 
     @cached_property
     def longest_window(self) -> Array:
-        """``(documents,)``: tokens of each document's longest window."""
-        return np.asarray(np.maximum.reduceat(np.diff(self.windows), self.documents[:-1]))
+        """``(documents,)`` int32: tokens of each document's longest window."""
+        if len(self.windows) == len(self.documents):  # one window each: its length need not be kept twice
+            return self.tokens
+        longest = np.maximum.reduceat(np.diff(self.windows), self.documents[:-1])
+        return np.asarray(longest, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,7 @@ def encode_texts(
     *,
     span: bool = False,
     notes: list[str] | None = None,
+    on_disk: bool = False,
 ) -> Encoded:
     """Tokenise documents and cut them into a model's windows.
 
@@ -156,17 +162,17 @@ def encode_texts(
         span: the texts are questions, and the second ones contexts: each window of a context stands behind its
             question, which takes at most a third of it; units are found.
         notes: gets a sentence for whatever is cut.
+        on_disk: keep what there is of each token in files (see spool.py).
 
     Returns:
         The documents with row ids of zero and without labels.
     """
-    token_ids: list[Array] = []
-    segments: list[Array] = []
-    window_lengths: list[int] = []
-    window_counts: list[int] = []
-    full: list[int] = []
-    unit_of: list[Array] = []
-    units: list[int] = []
+    numbers = np.uint16 if on_disk and len(tokenizer) <= 1 << 16 else np.int32
+    token_ids, segments, unit_of = (
+        Spool(dtype, row) if on_disk else [np.zeros((0, *row), dtype)]
+        for dtype, row in ((numbers, ()), (np.uint8, ()), (np.int32, (2,)))
+    )
+    window_lengths, window_counts, full, units = (array("i") for _ in range(4))
     shortened = 0
     template: Template | None = None
     for batch in rows:
@@ -187,6 +193,7 @@ def encode_texts(
         views: list[tuple[Sequence[int], Sequence[int] | None]]
         batch_ids: list[int] = []
         batch_segments: list[int] = []
+        batch_units: list[Array] = []
         for (_, context), first, second, characters in zip(batch, firsts, seconds, offsets, strict=True):
             full.append(len(first) + len(second or ()) + model.max_length - room)
             if span:
@@ -204,7 +211,7 @@ def encode_texts(
                 before, after = (np.full((size, 2), -1) for size in sizes)
                 before[0] = 0
                 for place in places:
-                    unit_of += [before, touched[list(place)], after]
+                    batch_units += [before, touched[list(place)], after]
             elif second is None:
                 views = [
                     (window, None)
@@ -218,25 +225,45 @@ def encode_texts(
                 window_lengths.append(len(ids))
                 batch_ids += ids
                 batch_segments += kinds
-        token_ids.append(np.array(batch_ids, dtype=np.int32))
-        segments.append(np.array(batch_segments, dtype=np.uint8))
+        token_ids.append(np.array(batch_ids, dtype=numbers))
+        if any(template.segments):
+            segments.append(np.array(batch_segments, dtype=np.uint8))
+        if span:
+            unit_of.append(np.concatenate(batch_units).astype(np.int32))
     count = len(full)
     if notes is not None and shortened:
         notes.append(
             f"{shortened:,} of {count:,} questions are cut to a third of max_length ({model.max_length // 3} tokens)"
         )
+    windows = _offsets([window_lengths])
+    has_segments = template is not None and any(template.segments)
     return Encoded(
-        token_ids=np.concatenate(token_ids) if token_ids else np.zeros(0, np.int32),
-        segments=np.concatenate(segments) if segments else np.zeros(0, np.uint8),
-        windows=np.concatenate([[0], np.cumsum(window_lengths, dtype=np.int64)]).astype(np.int64),
-        documents=np.concatenate([[0], np.cumsum(window_counts, dtype=np.int64)]).astype(np.int64),
+        token_ids=_whole(token_ids),
+        segments=_whole(segments) if has_segments else np.broadcast_to(np.uint8(0), int(windows[-1])),
+        windows=windows,
+        documents=_offsets([window_counts]),
         full_length=np.array(full, dtype=np.int32),
         row_id=np.zeros(count, np.int64),
         labels=np.zeros(count, np.int64),
         labelled=np.zeros(count, bool),
-        unit_of=np.concatenate(unit_of).astype(np.int32) if span else None,
+        unit_of=_whole(unit_of) if span else None,
         units=np.array(units, dtype=np.int32) if span else None,
     )
+
+
+def _whole(values: Spool | list[Array]) -> Slices:
+    return values if isinstance(values, Spool) else np.concatenate(values)
+
+
+def _offsets(parts: Sequence[Sequence[int] | Array]) -> Array:
+    """Return where each thing begins, and the last ends, from the lengths of all."""
+    result = np.zeros(1 + sum(map(len, parts)), np.int64)
+    at = 1
+    for lengths in parts:
+        np.cumsum(lengths, out=result[at : at + len(lengths)])
+        result[at : at + len(lengths)] += result[at - 1]
+        at += len(lengths)
+    return result
 
 
 def encode(
@@ -254,13 +281,13 @@ def encode(
     """
 
     def batches() -> Iterable[list[tuple[str, str | None]]]:
-        for start in range(0, len(rows), TOKENIZED_AT_ONCE):
-            part = rows.texts(slice(start, start + TOKENIZED_AT_ONCE))
+        for part in rows.batches():
             yield part
             if progress is not None:
                 progress.advance(len(part))
 
-    encoded = encode_texts(tokenizer, batches(), model, span=span, notes=notes)
+    on_disk = isinstance(rows.dataset, Stream)
+    encoded = encode_texts(tokenizer, batches(), model, span=span, notes=notes, on_disk=on_disk)
     labels = rows.labels if rows.labels is not None else np.zeros(len(rows), np.int64)
     labelled = np.full(len(rows), rows.labels is not None)
     if span and rows.labels is not None:
@@ -274,7 +301,7 @@ def _read(encoded: Encoded, answers: Array) -> Array:
     """Say which documents' answers ``(documents, 2)`` begin and end in tokens of theirs."""
     assert encoded.unit_of is not None
     document = np.repeat(np.arange(len(encoded)), encoded.tokens)
-    hits = encoded.unit_of == answers[document]
+    hits = np.asarray(encoded.unit_of) == answers[document]
     first = encoded.windows[encoded.documents[:-1]]
     return np.asarray(np.logical_or.reduceat(hits, first).all(axis=1))
 
@@ -284,30 +311,30 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     shape = next((p.labels for p in parts if p.labelled.any()), parts[0].labels)
 
     def offsets(name: str) -> Array:
-        lengths = np.concatenate([np.diff(getattr(p, name)) for p in parts])
-        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return _offsets([np.diff(getattr(part, name)) for part in parts])
 
     weights = None
     if any(p.weights is not None for p in parts):
         weights = np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in parts])
-    first = parts[0]
-    units = None if first.units is None else np.concatenate([p.units for p in parts if p.units is not None])
-    unit_of = (
-        None if first.unit_of is None else np.concatenate([p.unit_of for p in parts if p.unit_of is not None])
-    )
-    labels = [
-        p.labels if p.labelled.any() else np.zeros((len(p), *shape.shape[1:]), shape.dtype) for p in parts
-    ]
+    spans_of = [(p.unit_of, p.units) for p in parts if p.unit_of is not None]
+    labelled = np.concatenate([p.labelled for p in parts])
+    labels = np.zeros(
+        (len(labelled), *shape.shape[1:]), shape.dtype
+    )  # pages of it that stay zero take no memory
+    starts = np.cumsum([0, *map(len, parts)])
+    for start, part in zip(starts, parts, strict=False):
+        if part.labelled.any():
+            labels[start : start + len(part)] = part.labels
     return Encoded(
-        token_ids=np.concatenate([p.token_ids for p in parts]),
-        segments=np.concatenate([p.segments for p in parts]),
+        token_ids=Joined([p.token_ids for p in parts]),
+        segments=Joined([p.segments for p in parts]),
         windows=offsets("windows"),
         documents=offsets("documents"),
         full_length=np.concatenate([p.full_length for p in parts]),
         row_id=np.concatenate([p.row_id for p in parts]),
-        labels=np.concatenate(labels),
-        labelled=np.concatenate([p.labelled for p in parts]),
+        labels=labels,
+        labelled=labelled,
         weights=weights,
-        unit_of=unit_of,
-        units=units,
+        unit_of=Joined([places for places, _ in spans_of]) if spans_of else None,
+        units=np.concatenate([units for _, units in spans_of]) if spans_of else None,
     )
