@@ -301,7 +301,7 @@ def _read(encoded: Encoded, answers: Array) -> Array:
     """Say which documents' answers ``(documents, 2)`` begin and end in tokens of theirs."""
     assert encoded.unit_of is not None
     document = np.repeat(np.arange(len(encoded)), encoded.tokens)
-    hits = np.asarray(encoded.unit_of) == answers[document]
+    hits = encoded.unit_of == answers[document]
     first = encoded.windows[encoded.documents[:-1]]
     return np.asarray(np.logical_or.reduceat(hits, first).all(axis=1))
 

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from distill.batching import deal
 from distill.errors import LogitsError, nearest
 from distill.files import read_json, replacing, sha256_file, sha256_json, write_json
+from distill.ids import among
 from distill.progress import say, track
 from distill.runs import runs_folder
 from distill.schema import Cache
@@ -79,9 +81,12 @@ def _ids(shard: Path) -> Array:
 
 
 def missing(folder: Path, row_ids: Array) -> Array:
-    """Return those of the row ids that no complete shard holds, sorted, each once."""
-    have = [_ids(shard) for shard in _shards(folder)]
-    return np.setdiff1d(row_ids, np.concatenate(have) if have else np.zeros(0, np.int64))
+    """Return where in ``row_ids`` those stand that no complete shard holds: each once, in the order of the ids."""
+    have = np.sort(np.concatenate([np.zeros(0, np.int64), *(_ids(shard) for shard in _shards(folder))]))
+    order = np.argsort(row_ids, kind="stable")
+    ids = row_ids[order]
+    first = np.concatenate([[True], ids[1:] != ids[:-1]])
+    return order[first & ~among(ids, have)]
 
 
 def write_shard(folder: Path, row_ids: Array, logits: Floats, dtype: str, units: Array | None = None) -> Path:
@@ -151,26 +156,24 @@ def fill(
             for leftover in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
                 leftover.unlink(missing_ok=True)
         accelerator.wait_for_everyone()
-        wanted = missing(folder, data.row_id)
+        rows = missing(folder, data.row_id)
         accelerator.wait_for_everyone()
-        if not len(wanted):
+        if not len(rows):
             return 0
-        ids, first = np.unique(data.row_id, return_index=True)
-        rows = first[np.searchsorted(ids, wanted)]
-        # Documents of like length share a shard, and so a batch: little padding, and shards cut by tokens.
-        rows = rows[np.argsort(data.longest_window[rows], kind="stable")]
-        pieces = [
-            rows[at : at + settings.rows_per_shard] for at in range(0, len(rows), settings.rows_per_shard)
-        ]
-        mine = pieces[accelerator.process_index :: accelerator.num_processes]
-        # Documents would make the first estimates of the time left wrong: in a shard the longest come first.
+        # Documents of like length share a shard, and so a batch: little padding. The longest come first, as a
+        # lack of memory does then.
+        rows = rows[np.argsort(-data.longest_window[rows], kind="stable")]
+        most = settings.tokens_per_shard, settings.rows_per_shard
+        shares = deal(data.tokens[rows], *most, accelerator.num_processes)
+        mine = [rows[piece] for piece in shares[accelerator.process_index]]
+        # Documents would make the first estimates of the time left wrong: the longest come first.
         with track(title, sum(int(data.tokens[piece].sum()) for piece in mine), "tokens") as progress:
             for piece in mine:
                 logits = predict(model, data, piece, settings.tokens_per_batch, key["precision"], progress)
                 units = None if data.units is None else data.units[piece]
                 write_shard(folder, data.row_id[piece], logits, settings.dtype, units)
         accelerator.wait_for_everyone()
-        return len(wanted)
+        return len(rows)
 
 
 @contextmanager
@@ -230,29 +233,28 @@ class Logits:
             names = [folder / Path(s["file"]).name for s in read_json(folder / "manifest.json")["shards"]]
         else:
             names = _shards(folder)
-        ids, shard_of, row_of, self._maps = [], [], [], []
+        ids, self._maps = [np.zeros(0, np.int64)], []
         self._offsets: list[Array] = []
         """Of spans: where each row's units begin in a shard."""
-        for number, path in enumerate(names):
+        for path in names:
             with safe_open(path, "pt") as file:  # "pt" maps the file; nothing is read before it is asked for
                 row_ids = file.get_tensor("row_id").numpy()
                 self._maps.append(file.get_tensor("logits").numpy())
                 if self.key["kind"] == "span":
                     self._offsets.append(file.get_tensor("offsets").numpy())
             ids.append(row_ids)
-            shard_of.append(np.full(len(row_ids), number, np.int32))
-            row_of.append(np.arange(len(row_ids), dtype=np.int32))
-        everything = np.concatenate(ids) if ids else np.zeros(0, np.int64)
-        self._ids, order = np.unique(everything, return_index=True)
-        self._shard = np.concatenate(shard_of)[order] if ids else np.zeros(0, np.int32)
-        self._row = np.concatenate(row_of)[order] if ids else np.zeros(0, np.int32)
+        self._starts = np.cumsum([0, *map(len, ids[1:])])
+        """Where each shard's rows begin among all."""
+        everything = np.concatenate(ids)
+        self._order = np.argsort(everything, kind="stable").astype(np.uint32)
+        self._ids = everything[self._order]
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def require(self, row_ids: Array) -> None:
         """Raise LogitsError unless every row is here."""
-        absent = ~np.isin(row_ids, self._ids)
+        absent = ~among(row_ids, self._ids)
         if absent.any():
             raise LogitsError(
                 f"{self.folder.name}: {int(absent.sum()):,} of {len(row_ids):,} rows have no cached logits (the first is row id "
@@ -264,7 +266,9 @@ class Logits:
         at = np.minimum(np.searchsorted(self._ids, row_ids), max(len(self._ids) - 1, 0))
         if not len(self._ids) or not (self._ids[at] == row_ids).all():
             self.require(row_ids)
-        shards, rows = self._shard[at], self._row[at]
+        places = self._order[at].astype(np.int64)
+        shards = np.searchsorted(self._starts, places, side="right") - 1
+        rows = places - self._starts[shards]
         if self._offsets:
             return self._units(shards, rows)
         result = np.empty((len(row_ids), len(self.key["labels"])), np.float32)
@@ -299,7 +303,7 @@ def opened(folder: Path, key: dict[str, Any], row_ids: Array) -> Logits | None:
     if not all((folder / Path(shard["file"]).name).is_file() for shard in shards):
         return None
     cache = Logits(folder, key)
-    return cache if np.isin(row_ids, cache._ids).all() else None
+    return cache if among(row_ids, cache._ids).all() else None
 
 
 def refuse_difference(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:

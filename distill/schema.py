@@ -434,7 +434,10 @@ class Student(Model):
 class Cache(Strict):
     """How logits are written down."""
 
+    tokens_per_shard: Count = 1048576
+    """What a pass that is killed loses of each process at most; fewer where the processes would not have one each."""
     rows_per_shard: Count = 4096
+    """A shard of short documents ends here."""
     tokens_per_batch: Annotated[int, Field(ge=64)] = 16384
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     dtype: Literal["float32", "float16"] = "float32"

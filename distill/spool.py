@@ -61,9 +61,6 @@ class Spool:
         found = os.pread(self._handle, max(stop - start, 0) * self._each, start * self._each)
         return np.frombuffer(found, self.dtype).reshape(-1, *self.row)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return self[:].astype(dtype or self.dtype)
-
 
 class Joined:
     """Arrays one after another, without a copy; a slice must lie in one of them."""
