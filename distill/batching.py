@@ -101,10 +101,17 @@ def epoch_order(documents: int, weights: Array | None, seed: int, epoch: int) ->
     order = rng.permutation(documents)
     if weights is None:
         return order
-    ends = np.cumsum(weights[order])
+    ends = weights[order]
+    np.cumsum(ends, out=ends)
     draws = epoch_size(documents, weights)  # not ends[-1], which is rounded otherwise in each epoch
-    points = (np.arange(draws) + rng.random()) * (ends[-1] / draws)
-    return rng.permutation(order[np.searchsorted(ends[:-1], points, side="right")])
+    points = np.arange(draws, dtype=np.float64)
+    points += rng.random()
+    points *= ends[-1] / draws
+    drawn = np.searchsorted(ends[:-1], points, side="right")
+    del ends, points  # there may be a hundred million of each
+    order = order[drawn]
+    rng.shuffle(order)
+    return order
 
 
 def steps(

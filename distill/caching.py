@@ -101,7 +101,9 @@ def cache_logits(
     del wanted
     everything = concatenate([fitting.encode_rows(model, corpus.splits[name]) for name in names])
     rows = len(everything) if everything.units is None else int(everything.units.sum())
-    planning.require_disk((8 * len(everything) + 4 * corpus.task.classes * rows) * 2)
+    planning.require_disk(
+        2 * planning.cache_bytes(len(everything), rows, corpus.task.classes, recipe.cache.dtype)
+    )
     began = time.monotonic()
     with fitting.reporting_memory():
         computed = logits.fill(

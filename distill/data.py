@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from distill import class_weights, sources, streams
-from distill.encoding import epoch_size
+from distill.encoding import epoch_size, joined_weights
 from distill.errors import DataError
 from distill.ids import among, merge
 from distill.labels import read_labels
@@ -470,16 +470,13 @@ def join(parts: Sequence[Rows]) -> Rows:
     """Put unlabelled rows one after another, as a transfer set."""
     if len(parts) == 1:
         return replace(parts[0], name="transfer", labels=None)
-    weights = None
-    if any(part.weights is not None for part in parts):
-        weights = np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in parts])
     return Rows(
         "transfer",
         _chain([part.dataset for part in parts]),
         np.concatenate([part.row_id for part in parts]),
         None,
         np.concatenate([part.words for part in parts]),
-        weights,
+        joined_weights([(len(part), part.weights) for part in parts]),
     )
 
 

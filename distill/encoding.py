@@ -34,6 +34,16 @@ def epoch_size(documents: int, weights: Array | None) -> int:
     return documents if weights is None else max(1, round(float(weights.sum())))
 
 
+def joined_weights(parts: Sequence[tuple[int, Array | None]]) -> Array | None:
+    """Put the weights of some documents, with their count, before those of others; None where nothing has any."""
+    if all(weights is None for _, weights in parts):
+        return None
+    each = [np.broadcast_to(1.0, count) if weights is None else weights for count, weights in parts]
+    if all(weights.strides == (0,) and weights[0] == each[0][0] for weights in each):
+        return np.broadcast_to(each[0][0], sum(map(len, each)))  # one number, which takes no memory
+    return np.concatenate(each)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A split as windows of token ids, packed one after another."""
@@ -45,7 +55,7 @@ class Encoded:
     windows: Array
     """``(windows + 1,)`` int64: where each window begins in ``token_ids``."""
     documents: Array
-    """``(documents + 1,)`` int64: where each document begins in ``windows``."""
+    """``(documents + 1,)`` int32: where each document begins in ``windows``."""
     full_length: Array
     """``(documents,)`` int32: tokens of the whole document, special ones included."""
     row_id: Array
@@ -78,10 +88,17 @@ class Encoded:
             (len(documents), int(self.units[documents].max(initial=1)), classes), UNREAD, np.float32
         )
 
+    @property
+    def _single(self) -> bool:
+        """Whether each document has one window, so that nothing need be kept twice."""
+        return len(self.windows) == len(self.documents)
+
     @cached_property
     def window_counts(self) -> Array:
         """``(documents,)`` int32: windows of each document."""
-        return np.diff(self.documents).astype(np.int32)
+        if self._single:
+            return np.broadcast_to(np.int32(1), len(self))
+        return np.diff(self.documents)
 
     @cached_property
     def tokens(self) -> Array:
@@ -91,7 +108,7 @@ class Encoded:
     @cached_property
     def longest_window(self) -> Array:
         """``(documents,)`` int32: tokens of each document's longest window."""
-        if len(self.windows) == len(self.documents):  # one window each: its length need not be kept twice
+        if self._single:
             return self.tokens
         longest = np.maximum.reduceat(np.diff(self.windows), self.documents[:-1])
         return np.asarray(longest, dtype=np.int32)
@@ -235,35 +252,27 @@ def encode_texts(
         notes.append(
             f"{shortened:,} of {count:,} questions are cut to a third of max_length ({model.max_length // 3} tokens)"
         )
-    windows = _offsets([window_lengths])
+    windows = np.zeros(len(window_lengths) + 1, np.int64)
+    documents = np.zeros(count + 1, np.int32)
+    for offsets, lengths in ((windows, window_lengths), (documents, window_counts)):
+        np.cumsum(np.frombuffer(lengths, np.intc), out=offsets[1:])
     has_segments = template is not None and any(template.segments)
     return Encoded(
         token_ids=_whole(token_ids),
         segments=_whole(segments) if has_segments else np.broadcast_to(np.uint8(0), int(windows[-1])),
         windows=windows,
-        documents=_offsets([window_counts]),
-        full_length=np.array(full, dtype=np.int32),
+        documents=documents,
+        full_length=np.frombuffer(full, np.intc),
         row_id=np.zeros(count, np.int64),
         labels=np.zeros(count, np.int64),
         labelled=np.zeros(count, bool),
         unit_of=_whole(unit_of) if span else None,
-        units=np.array(units, dtype=np.int32) if span else None,
+        units=np.frombuffer(units, np.intc) if span else None,
     )
 
 
 def _whole(values: Spool | list[Array]) -> Slices:
     return values if isinstance(values, Spool) else np.concatenate(values)
-
-
-def _offsets(parts: Sequence[Sequence[int] | Array]) -> Array:
-    """Return where each thing begins, and the last ends, from the lengths of all."""
-    result = np.zeros(1 + sum(map(len, parts)), np.int64)
-    at = 1
-    for lengths in parts:
-        np.cumsum(lengths, out=result[at : at + len(lengths)])
-        result[at : at + len(lengths)] += result[at - 1]
-        at += len(lengths)
-    return result
 
 
 def encode(
@@ -310,12 +319,15 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     """Put splits one after another; unlabelled parts take the labels' shape of the labelled one."""
     shape = next((p.labels for p in parts if p.labelled.any()), parts[0].labels)
 
-    def offsets(name: str) -> Array:
-        return _offsets([np.diff(getattr(part, name)) for part in parts])
+    def offsets(arrays: Sequence[Array]) -> Array:
+        result = np.zeros(1 + sum(len(one) - 1 for one in arrays), arrays[0].dtype)
+        at = 0
+        for one in arrays:
+            end = at + len(one) - 1
+            np.add(one[1:], result[at], out=result[at + 1 : end + 1])
+            at = end
+        return result
 
-    weights = None
-    if any(p.weights is not None for p in parts):
-        weights = np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in parts])
     spans_of = [(p.unit_of, p.units) for p in parts if p.unit_of is not None]
     labelled = np.concatenate([p.labelled for p in parts])
     labels = np.zeros(
@@ -328,13 +340,13 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     return Encoded(
         token_ids=Joined([p.token_ids for p in parts]),
         segments=Joined([p.segments for p in parts]),
-        windows=offsets("windows"),
-        documents=offsets("documents"),
+        windows=offsets([p.windows for p in parts]),
+        documents=offsets([p.documents for p in parts]),
         full_length=np.concatenate([p.full_length for p in parts]),
         row_id=np.concatenate([p.row_id for p in parts]),
         labels=labels,
         labelled=labelled,
-        weights=weights,
+        weights=joined_weights([(len(p), p.weights) for p in parts]),
         unit_of=Joined([places for places, _ in spans_of]) if spans_of else None,
         units=np.concatenate([units for _, units in spans_of]) if spans_of else None,
     )

@@ -147,7 +147,7 @@ def fill(
     Returns:
         Rows that had to be computed, over all processes.
     """
-    from distill.inference import predict
+    from distill.inference import predict, release_memory
 
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) if accelerator.is_main_process else nullcontext():
@@ -172,6 +172,7 @@ def fill(
                 logits = predict(model, data, piece, settings.tokens_per_batch, key["precision"], progress)
                 units = None if data.units is None else data.units[piece]
                 write_shard(folder, data.row_id[piece], logits, settings.dtype, units)
+                release_memory()
         accelerator.wait_for_everyone()
         return len(rows)
 
@@ -238,11 +239,10 @@ class Logits:
         """Of spans: where each row's units begin in a shard."""
         for path in names:
             with safe_open(path, "pt") as file:  # "pt" maps the file; nothing is read before it is asked for
-                row_ids = file.get_tensor("row_id").numpy()
                 self._maps.append(file.get_tensor("logits").numpy())
                 if self.key["kind"] == "span":
                     self._offsets.append(file.get_tensor("offsets").numpy())
-            ids.append(row_ids)
+            ids.append(_ids(path))
         self._starts = np.cumsum([0, *map(len, ids[1:])])
         """Where each shard's rows begin among all."""
         everything = np.concatenate(ids)

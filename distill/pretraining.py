@@ -211,7 +211,8 @@ def plan(recipe: Recipe) -> fitting.Plan:
         for name, windows in (("corpus", found.windows), ("validation", found.held_out))
     }
     cost = fitting.cost_of(found.model, recipe.pretraining.train, found.windows)
-    return fitting.Plan(f"pre-training {recipe.student.architecture}", splits, cost)
+    title = f"pre-training {recipe.student.architecture}"
+    return fitting.Plan(title, splits, cost, fitting.time_left("pretrained", cost))
 
 
 def pretrain(

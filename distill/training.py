@@ -53,6 +53,9 @@ class Trained:
     best_step: int
 
 
+STEPS_BETWEEN_RELEASES = 50
+
+
 class Stop:
     """Whether somebody asked this process to end: the first signal waits for the step's end."""
 
@@ -200,6 +203,8 @@ def train(
                     "lower train.learning_rate, or set train.precision=fp32"
                 )
             state.step += 1
+            if state.step % STEPS_BETWEEN_RELEASES == 0:
+                release_memory()
             state.tokens += int(lengths[documents].sum())
             progress.advance(1, f"loss {losses['loss']:.3f}")
             asked = _any_rank(stop.asked, accelerator)
