@@ -85,7 +85,7 @@ def write_recipe(place: Path, name: str, transfer: Path, streaming: bool) -> Pat
             "transfer": [{"source": str(transfer), **({"streaming": True} if streaming else {})}],
         },
         "task": {"labels": ["even", "odd"]},
-        "cache": {"rows_per_shard": 16384, "tokens_per_batch": 8192, "precision": "fp32"},
+        "cache": {"rows_per_shard": 16384, "tokens_per_batch": 2048, "precision": "fp32"},
         "teacher": {"architecture": "bert", "tokenizer": tokenizer, "config": PLACE, "max_length": 32, "train": train},
         "student": {
             "architecture": "bert_miniature", "checkpoint": None, "tokenizer": tokenizer, "config": PLACE,

@@ -53,7 +53,8 @@ class Trained:
     best_step: int
 
 
-STEPS_BETWEEN_RELEASES = 50
+SECONDS_BETWEEN_RELEASES = 1.0
+"""Of freed memory, which takes some 20 ms. Without it an epoch of short documents takes the more, the longer it is."""
 
 
 class Stop:
@@ -168,6 +169,7 @@ def train(
     if whole is not None:
         state, best_weights = checkpoint.load(whole, learner, optimizer.optimizer, meaning)
     began = time.monotonic() - state.seconds
+    released = time.monotonic()
     wrapped.train()
     losses: dict[str, float] = {}
     with track(f"{folder.name}: training", total, "steps") as progress, listening() as stop:
@@ -203,8 +205,9 @@ def train(
                     "lower train.learning_rate, or set train.precision=fp32"
                 )
             state.step += 1
-            if state.step % STEPS_BETWEEN_RELEASES == 0:
+            if time.monotonic() - released > SECONDS_BETWEEN_RELEASES:
                 release_memory()
+                released = time.monotonic()
             state.tokens += int(lengths[documents].sum())
             progress.advance(1, f"loss {losses['loss']:.3f}")
             asked = _any_rank(stop.asked, accelerator)
