@@ -72,7 +72,7 @@ def write_recipe(place: Path, name: str, transfer: Path, streaming: bool) -> Pat
     train = {
         "epochs": 1.0,
         "batch_size": 1024,
-        "tokens_per_batch": 8192,
+        "tokens_per_batch": 2048,
         "learning_rate": 1e-3,
         "precision": "fp32",
     }
