@@ -123,12 +123,14 @@ class Template:
     suffix: list[int]
     segments: tuple[int, int, int, int, int]
 
-    def fill(self, first: Sequence[int], second: Sequence[int] | None) -> tuple[list[int], list[int]]:
-        """Put one window together: token ids and segments."""
-        parts = [self.prefix, first, self.middle, second or [], self.suffix]
-        ids = [token for part in parts for token in part]
-        segments = [s for part, s in zip(parts, self.segments, strict=True) for _ in part]
-        return ids, segments
+    def fill(self, first: Sequence[int], second: Sequence[int] | None) -> list[int]:
+        """Put the token ids of one window together."""
+        return [*self.prefix, *first, *self.middle, *(second or ()), *self.suffix]
+
+    def segments_of(self, first: Sequence[int], second: Sequence[int] | None) -> list[int]:
+        """Return the segment of each of a window's tokens."""
+        parts = [self.prefix, first, self.middle, second or (), self.suffix]
+        return [s for part, s in zip(parts, self.segments, strict=True) for _ in part]
 
 
 def special_tokens(tokenizer: Tokenizer, *, pair: bool) -> Template:
@@ -191,12 +193,14 @@ def encode_texts(
     )
     window_lengths, window_counts, full, units = (array("i") for _ in range(4))
     shortened = 0
+    has_segments = False
     template: Template | None = None
     for batch in rows:
         if not batch:
             continue
         pair = batch[0][1] is not None
         template = template or special_tokens(tokenizer, pair=pair)
+        has_segments = any(template.segments)
         room = model.max_length - len(template.prefix) - len(template.middle) - len(template.suffix)
         firsts = tokenizer([t for t, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
         told = (
@@ -238,12 +242,13 @@ def encode_texts(
                 views = [cut_pair(first, second, room)]
             window_counts.append(len(views))
             for window in views:
-                ids, kinds = template.fill(*window)
+                ids = template.fill(*window)
                 window_lengths.append(len(ids))
                 batch_ids += ids
-                batch_segments += kinds
+                if has_segments:
+                    batch_segments += template.segments_of(*window)
         token_ids.append(np.array(batch_ids, dtype=numbers))
-        if any(template.segments):
+        if has_segments:
             segments.append(np.array(batch_segments, dtype=np.uint8))
         if span:
             unit_of.append(np.concatenate(batch_units).astype(np.int32))
@@ -256,7 +261,6 @@ def encode_texts(
     documents = np.zeros(count + 1, np.int32)
     for offsets, lengths in ((windows, window_lengths), (documents, window_counts)):
         np.cumsum(np.frombuffer(lengths, np.intc), out=offsets[1:])
-    has_segments = template is not None and any(template.segments)
     return Encoded(
         token_ids=_whole(token_ids),
         segments=_whole(segments) if has_segments else np.broadcast_to(np.uint8(0), int(windows[-1])),
