@@ -100,6 +100,7 @@ def cache_logits(
         return cached
     del wanted
     everything = concatenate([fitting.encode_rows(model, corpus.splits[name]) for name in names])
+    inference.release_memory()
     rows = len(everything) if everything.units is None else int(everything.units.sum())
     planning.require_disk(
         2 * planning.cache_bytes(len(everything), rows, corpus.task.classes, recipe.cache.dtype)

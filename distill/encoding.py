@@ -103,7 +103,9 @@ class Encoded:
     @cached_property
     def tokens(self) -> Array:
         """``(documents,)`` int32: tokens of each document's windows together."""
-        return np.diff(self.windows[self.documents]).astype(np.int32)
+        starts = self.windows if self._single else self.windows[self.documents]
+        # Cast before they are subtracted, without a copy: what is cut off cancels out.
+        return np.subtract(starts[1:], starts[:-1], dtype=np.int32, casting="same_kind")
 
     @cached_property
     def longest_window(self) -> Array:

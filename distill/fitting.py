@@ -58,6 +58,7 @@ def load_corpus(recipe: Recipe) -> Corpus:
         say(note)
     for name, rows in corpus.splits.items():
         say(f"{name}: {len(rows):,} documents")
+    inference.release_memory()
     return corpus
 
 
@@ -70,6 +71,7 @@ def encode_rows(model: Classifier, rows: Rows) -> Encoded:
         )
     for note in notes:
         say(f"{rows.name}: {note}")
+    inference.release_memory()
     return encoded
 
 

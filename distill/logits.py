@@ -1,4 +1,4 @@
-"""The logit cache: content-addressed, joined by row id, complete or absent, memory-mapped.
+"""The logit cache: content-addressed, joined by row id, complete or absent, read row by row.
 
     <key>/key.json           what the logits depend on: weights, tokenizer, window, precision, labels
     <key>/<sha256[:32]>.safetensors    row_id (n,) int64 and logits (n, classes), named by their content;
@@ -12,6 +12,8 @@ missing. The key says nothing of the data: one cache serves every student, any t
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -203,6 +205,34 @@ def write_manifest(folder: Path, gate: dict[str, Any]) -> None:
     write_json(folder / "manifest.json", manifest)
 
 
+class _Stored:
+    """The logits of a shard, read from the disk and not mapped: a mapped file's pages count as the process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            about = json.loads(file.read(size))["logits"]
+        self._path = path
+        self._dtype = np.dtype({"F32": np.float32, "F16": np.float16}[about["dtype"]])
+        self._width = int(about["shape"][1])
+        self._start = 8 + size + int(about["data_offsets"][0])
+
+    def rows(self, rows: Array) -> Array:
+        """Read some rows, ``(n,)`` to ``(n, width)``."""
+        each = self._width * self._dtype.itemsize
+        with self._path.open("rb") as file:
+            handle = file.fileno()
+            found = b"".join(os.pread(handle, each, self._start + row * each) for row in rows.tolist())
+        return np.frombuffer(found, self._dtype).reshape(-1, self._width)
+
+    def between(self, first: int, end: int) -> Array:
+        """Read the rows from one on to before another."""
+        each = self._width * self._dtype.itemsize
+        with self._path.open("rb") as file:
+            found = os.pread(file.fileno(), (end - first) * each, self._start + first * each)
+        return np.frombuffer(found, self._dtype).reshape(-1, self._width)
+
+
 class Logits:
     """Cached logits, read by row id.
 
@@ -234,18 +264,20 @@ class Logits:
             names = [folder / Path(s["file"]).name for s in read_json(folder / "manifest.json")["shards"]]
         else:
             names = _shards(folder)
-        ids, self._maps = [np.zeros(0, np.int64)], []
+        ids = [np.zeros(0, np.int64)]
+        self._stored: list[_Stored] = []
         self._offsets: list[Array] = []
         """Of spans: where each row's units begin in a shard."""
         for path in names:
-            with safe_open(path, "pt") as file:  # "pt" maps the file; nothing is read before it is asked for
-                self._maps.append(file.get_tensor("logits").numpy())
-                if self.key["kind"] == "span":
-                    self._offsets.append(file.get_tensor("offsets").numpy())
             ids.append(_ids(path))
+            self._stored.append(_Stored(path))
+            if self.key["kind"] == "span":
+                with safe_open(path, "np") as file:
+                    self._offsets.append(file.get_tensor("offsets"))
         self._starts = np.cumsum([0, *map(len, ids[1:])])
         """Where each shard's rows begin among all."""
         everything = np.concatenate(ids)
+        del ids
         self._order = np.argsort(everything, kind="stable").astype(np.uint32)
         self._ids = everything[self._order]
 
@@ -274,13 +306,13 @@ class Logits:
         result = np.empty((len(row_ids), len(self.key["labels"])), np.float32)
         for shard in np.unique(shards):
             mask = shards == shard
-            result[mask] = self._maps[shard][rows[mask]]
+            result[mask] = self._stored[shard].rows(rows[mask])
         return result
 
     def _units(self, shards: Array, rows: Array) -> Floats:
         """Lay rows of different numbers of units out as a rectangle, ``(n, units, 2)``."""
         found = [
-            self._maps[shard][slice(*self._offsets[shard][row : row + 2])]
+            self._stored[shard].between(*self._offsets[shard][row : row + 2].tolist())
             for shard, row in zip(shards, rows, strict=True)
         ]
         result = np.full((len(found), max(map(len, found), default=1), 2), UNREAD, np.float32)

@@ -17,6 +17,7 @@ from distill import (
     class_weights,
     fitting,
     hub,
+    inference,
     live,
     models,
     planning,
@@ -232,6 +233,7 @@ def _train_group(
     elif transfer is not None:
         say("transfer: not used, for every term of student.losses needs a label")
     del transfer  # it may be large, and stands in both
+    inference.release_memory()
     every = student.train.evaluate_every or steps_per_epoch(both.draws, student.train.batch_size)
     result = []
     for number in range(job.seeds):
