@@ -6,7 +6,8 @@ write a mask's token, the word is left out: a copy is one text, with one row id,
 whose tokenizers write that token each in its own way (``[MASK]``, ``<mask>``) or have none, and what the one
 knows as its mask the other would read as brackets and letters.
 
-The copies are written once, to ``runs/_augmented/<key>.jsonl``, and read as any other unlabelled text is. What is
+The copies are written once, to ``runs/_augmented/<key>-<sha256[:16]>.jsonl``, and read as any other unlabelled text
+is; a file whose name is not its hash is made again. What is
 drawn for a copy depends on the seed, its original's row id and its number alone.
 """
 
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from distill import data, models, pretrained, processes
 from distill.data import Corpus, Rows
 from distill.encoding import Tokenizer
 from distill.errors import RecipeError
-from distill.files import replacing, sha256_json
+from distill.files import replacing, sha256_file, sha256_json
 from distill.progress import track
 from distill.runs import runs_folder
 from distill.schema import Augment, Model, Recipe
@@ -94,13 +96,27 @@ def _written(recipe: Recipe, settings: Augment, parts: Sequence[Rows]) -> Path:
             "table": hashlib.sha256(table.tobytes()).hexdigest(),
         }
     )
-    path = runs_folder() / "_augmented" / f"{key[:16]}.jsonl"
-    if path.is_file():
-        return path
+    place = runs_folder() / "_augmented"
+    place.mkdir(parents=True, exist_ok=True)
+    # Of two jobs the second reads what the first has written.
+    with FileLock(runs_folder() / ".augmented.lock"):
+        for path in place.glob(f"{key[:16]}-*.jsonl"):
+            if sha256_file(path).startswith(path.stem.partition("-")[2]):
+                return path
+            path.unlink()
+        for leftover in place.glob(".*.tmp"):  # of a process that was killed
+            leftover.unlink()
+        return _write(place, key[:16], settings, parts, words, table)
+
+
+def _write(
+    place: Path, key: str, settings: Augment, parts: Sequence[Rows], words: dict[str, int], table: Floats
+) -> Path:
+    """Write the file of the copies, whose name is the key and what it holds."""
     near = near_words(list(words), table, occurring(parts, words), settings.neighbours) if words else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = place / f".{key}.part.tmp"
     with (
-        replacing(path) as aside,
+        replacing(staged) as aside,
         aside.open("w", encoding="utf-8") as file,
         track("augmenting", sum(map(len, parts)), "documents") as progress,
     ):
@@ -110,6 +126,8 @@ def _written(recipe: Recipe, settings: Augment, parts: Sequence[Rows]) -> Path:
                     made = vary(text, pair, row_id, copy, settings, near)
                     file.write(json.dumps({"of": row_id, "copy": copy, **made}, ensure_ascii=False) + "\n")
                 progress.advance()
+    path = place / f"{key}-{sha256_file(staged)[:16]}.jsonl"
+    staged.replace(path)
     return path
 
 

@@ -139,6 +139,7 @@ def _label(
                 (point.cost, point.quality),
                 xytext=(dx * (radius + far) * shrink, dy * (radius + far) * shrink),
                 textcoords="offset points",
+                parse_math=False,  # a name with $ in it is a name
                 ha={1: "left", 0: "center", -1: "right"}[dx],
                 va={1: "bottom", 0: "center", -1: "top"}[dy],
                 fontsize=9.5,
@@ -221,7 +222,7 @@ def draw(
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(cost_label, fontsize=11)
     axes.set_ylabel(quality_label, fontsize=11)
-    axes.set_title(title, fontsize=13, loc="left", pad=12)
+    axes.set_title(title, fontsize=13, loc="left", pad=12, parse_math=False)
     _legends(figure, axes, points, largest)
     _label(figure, axes, points, largest, steps)
     with replacing(path) as aside:

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distill import records, sharding
 from distill.errors import DataError
-from distill.files import read_json, replacing_folder, sha256_file, write_json
+from distill.files import replacing_folder, sha256_file, write_json
+from distill.processes import is_main
+from distill.sharding import whole
 
 MANIFEST = "manifest.json"
+NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 
 @dataclass
@@ -43,7 +48,9 @@ class TrainState:
 def _flat_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
     return {
-        f"{at}.{name}": torch.as_tensor(value) for at, slots in state.items() for name, value in slots.items()
+        f"{at}.{name}": whole(torch.as_tensor(value)).cpu()
+        for at, slots in state.items()
+        for name, value in slots.items()
     }
 
 
@@ -54,7 +61,7 @@ def save(
     best: dict[str, Tensor] | None,
     state: TrainState,
 ) -> Path:
-    """Write a checkpoint, then remove the older ones.
+    """Write a checkpoint, then remove the older ones; every process is here where the model is cut up.
 
     Args:
         folder: of all checkpoints of the run.
@@ -66,14 +73,14 @@ def save(
     Returns:
         The checkpoint's folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step:09d}"
+    weights, moments = sharding.weights(model), _flat_optimizer(optimizer)
+    if not is_main():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
     with replacing_folder(target) as aside:
-        save_file(
-            {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()},
-            aside / "model.safetensors",
-        )
-        save_file(_flat_optimizer(optimizer), aside / "optimizer.safetensors")
+        save_file({n: t.contiguous() for n, t in weights.items()}, aside / "model.safetensors")
+        save_file(moments, aside / "optimizer.safetensors")
         if best is not None:
             save_file({n: t.contiguous().clone() for n, t in best.items()}, aside / "best.safetensors")
         write_json(aside / "state.json", asdict(state))
@@ -87,12 +94,15 @@ def save(
 
 
 def _holds(path: Path) -> bool:
-    """Say whether every file is as its manifest says."""
+    """Say whether every file that there must be is there, as the manifest says."""
     try:
-        hashes = read_json(path / MANIFEST)
-    except (OSError, ValueError):
+        hashes = records.read(path / MANIFEST, dict[str, str])
+    except (OSError, DataError):
         return False
-    return all((path / name).is_file() and sha256_file(path / name) == sha for name, sha in hashes.items())
+    return set(hashes) >= NEEDED and all(
+        Path(name).name == name and (path / name).is_file() and sha256_file(path / name) == sha
+        for name, sha in hashes.items()
+    )
 
 
 def latest(folder: Path) -> Path | None:
@@ -120,7 +130,12 @@ def _difference(was: Any, now: Any) -> str:
 
 
 def load(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, meaning: dict[str, Any]
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    meaning: dict[str, Any],
+    *,
+    any_processes: bool = False,
 ) -> tuple[TrainState, dict[str, Tensor] | None]:
     """Read a checkpoint into a model and an optimizer.
 
@@ -129,24 +144,42 @@ def load(
         model: of the same shape.
         optimizer: over the same parameters.
         meaning: what must be equal (see TrainState).
+        any_processes: their number need not be.
 
     Returns:
         Where the run stands, and the weights of its best evaluation.
 
     Raises:
-        DataError: recipe, data, initial weights or processes are others now; the difference is told.
+        DataError: recipe, data, initial weights or processes are others now; the difference is told. Or the
+            tensors are not those of this model and optimizer.
     """
-    state = TrainState(**read_json(path / "state.json"))
+    state = records.read(path / "state.json", TrainState)
     for key, was in state.meaning.items():
-        if meaning.get(key) != was:
+        if meaning.get(key) != was and not (any_processes and key == "processes"):
+            hint = "; --any-processes allows that" if key == "processes" else ""
             raise DataError(
-                f"{path.parent.parent.name}: cannot be resumed: {key} {_difference(was, meaning.get(key))}"
+                f"{path.parent.parent.name}: cannot be resumed: {key} {_difference(was, meaning.get(key))}{hint}"
             )
-    model.load_state_dict(load_file(path / "model.safetensors"))
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_file(path / "optimizer.safetensors").items():
-        at, _, slot = name.partition(".")
-        slots.setdefault(int(at), {})[slot] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    state.meaning = meaning
     best = path / "best.safetensors"
-    return state, load_file(best) if best.exists() else None
+    try:
+        sharding.load(model, load_file(path / "model.safetensors"))
+        optimizer.load_state_dict(_optimizer_state(path / "optimizer.safetensors", optimizer))
+        return state, load_file(best) if best.exists() else None
+    except (RuntimeError, ValueError, LookupError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"{path.parent.parent.name}: checkpoint {path.name} is not of this model: {reason}"
+        ) from None
+
+
+def _optimizer_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Read what :func:`_flat_optimizer` made: a number, or a tensor of its parameter's shape, under each name."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in load_file(path).items():
+        at, _, slot = name.partition(".")
+        if value.ndim and value.shape != parameters[int(at)].shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}")
+        slots.setdefault(int(at), {})[slot] = sharding.part(value, parameters[int(at)])
+    return {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}

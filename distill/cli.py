@@ -49,6 +49,31 @@ DryRun = Annotated[
 ResumeOption = Annotated[
     Optional[str], typer.Option("--resume", help="Go on with this run, with its own recipe.")
 ]
+ProcessesOption = Annotated[
+    Optional[int],
+    typer.Option(
+        "--processes",
+        min=1,
+        max=1024,
+        help="Share the work among this many processes of this machine: one a GPU, or some of its cores each. "
+        "Under torchrun or accelerate launch: what they must have started.",
+    ),
+]
+AnyProcessesOption = Annotated[
+    bool,
+    typer.Option(
+        "--any-processes",
+        help="With --resume: on another number of processes than before. Each step has the same documents; the "
+        "weights differ by rounding, and by dropout's masks, which each process draws for its own documents.",
+    ),
+]
+
+
+def _only_with_resume(any_processes: bool, resume: str | None) -> None:
+    if any_processes and resume is None:
+        raise UsageError(
+            "--any-processes: only a run that is gone on with (--resume) had a number of them before"
+        )
 
 
 @app.command(epilog="Example: distill teacher --recipe imdb --set teacher.train.learning_rate=3e-5")
@@ -57,27 +82,31 @@ def teacher(
     set_: SetOption = None,
     name: NameOption = None,
     resume: ResumeOption = None,
+    processes: ProcessesOption = None,
+    any_processes: AnyProcessesOption = False,
     dry_run: DryRun = False,
 ) -> None:
     """Fine-tune a long-context teacher."""
+    from distill import launching, runs, show
     from distill import recipe as recipes
-    from distill import runs, show
     from distill.progress import say
 
     if (recipe is None) == (resume is None):
         raise UsageError("give --recipe to begin a run, or --resume to go on with one")
     if resume is not None and (set_ or name):
         raise UsageError("--resume goes on with the run's own recipe and name: leave --set and --name out")
+    _only_with_resume(any_processes, resume)
     if name is not None:
         runs.refuse_taken(name)
     found = recipes.load(recipe or str(runs.find(resume or "").recipe), set_ or [])
     recipe_name = recipe if recipe else runs.find(resume or "").read().recipe
+    launching.launch(None if dry_run else processes, sharded=True)
     from distill import stages
 
     if dry_run:
         show.plan(stages.plan_teacher(found))
         return
-    done = stages.train_teacher(found, recipe_name, name, resume)
+    done = stages.train_teacher(found, recipe_name, name, resume, any_processes=any_processes)
     show.finished([done])
     say(f"next: distill student --teacher {done.name}")
 
@@ -110,14 +139,17 @@ def pretrain(
     set_: SetOption = None,
     name: NameOption = None,
     resume: ResumeOption = None,
+    processes: ProcessesOption = None,
+    any_processes: AnyProcessesOption = False,
     dry_run: DryRun = False,
 ) -> None:
     """Pre-train a student as a masked language model, on text without labels."""
+    from distill import launching, runs, show
     from distill import recipe as recipes
-    from distill import runs, show
 
     if (recipe is None) == (resume is None):
         raise UsageError("give --recipe to begin a run, or --resume to go on with one")
+    _only_with_resume(any_processes, resume)
     if resume is not None:
         if student or corpus or teacher or set_ or name:
             raise UsageError("--resume goes on with what the run was asked for: leave the other options out")
@@ -134,12 +166,13 @@ def pretrain(
         recipe_name, model = recipe or "", student or found.student.architecture
     if name is not None:
         runs.refuse_taken(name)
+    launching.launch(None if dry_run else processes)
     from distill import pretraining
 
     if dry_run:
         show.plan(pretraining.plan(found))
         return
-    done = pretraining.pretrain(found, recipe_name, model, name, resume)
+    done = pretraining.pretrain(found, recipe_name, model, name, resume, any_processes=any_processes)
     show.pretrained(done)
 
 
@@ -162,13 +195,16 @@ def student(
     set_: SetOption = None,
     name: NameOption = None,
     resume: ResumeOption = None,
+    processes: ProcessesOption = None,
+    any_processes: AnyProcessesOption = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train small students on labels and on the teacher's logits, each beside its control."""
-    from distill import catalog, runs, show
+    from distill import catalog, launching, records, runs, show
     from distill import recipe as recipes
     from distill.progress import say
 
+    _only_with_resume(any_processes, resume)
     if resume is not None:
         if teacher or recipe or set_ or name or student or logits:
             raise UsageError("--resume goes on with what the run was asked for: leave the other options out")
@@ -176,9 +212,11 @@ def student(
         if "student" not in asked.command:
             verb = "pretrain" if asked.role == "pretrained" else "teacher"
             raise UsageError(f"--resume: {resume} is a {asked.role}'s run; distill {verb} --resume {resume}")
+        launching.launch(processes)
         from distill import stages
 
-        job = stages.StudentJob(**asked.command)
+        wished = {**asked.command, "any_processes": any_processes}
+        job = records.check(wished, stages.StudentJob, f"{resume}/run.json")
     else:
         if student is not None:
             catalog.preset(student)
@@ -191,6 +229,7 @@ def student(
             return
         if name is not None:
             runs.refuse_taken(name)
+        launching.launch(processes)
         from distill import stages
 
         job = stages.StudentJob(
@@ -250,10 +289,11 @@ def sweep(
     name: Annotated[
         Optional[str], typer.Option("--name", help="The group's name; TEACHER-sweep where absent.")
     ] = None,
+    processes: ProcessesOption = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train every combination of students and values, from one cache. The same command again goes on."""
-    from distill import runs, show
+    from distill import launching, runs, show
     from distill import search as searching
     from distill import sweep as sweeping
     from distill.progress import say
@@ -268,6 +308,7 @@ def sweep(
     values = sweeping.read_grid(grid or [])
     axes = searching.read_axes(search) if search else {}
     where, recipe_name = runs.recipe_of(teacher, recipe)
+    launching.launch(None if dry_run else processes)
     if axes:
         asked = searching.Search(
             where, recipe_name, set_ or [], students.split(","), axes, teacher, group, trials or 20, seeds,
@@ -302,25 +343,29 @@ def cache(
     ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
+    processes: ProcessesOption = None,
 ) -> None:
     """Write a teacher's logits down, once for all students."""
     if context.invoked_subcommand is not None:
         return
     if not teacher:
         raise UsageError("--teacher is missing; distill cache ls lists what is cached")
+    from distill import launching, runs
     from distill import recipe as recipes
-    from distill import runs
+    from distill.processes import is_main
 
     for one in split or []:
         if one not in ("train", "validation", "transfer"):
             raise UsageError(f"--split: no split {one!r} to cache; train, validation or transfer")
     found = recipes.load(runs.recipe_of(teacher, recipe)[0], set_ or [])
+    launching.launch(processes)
     from distill import caching, fitting
 
     corpus = fitting.load_corpus(found)
     for one in teacher:
         cached = caching.cache_logits(caching.find_teacher(one), found, corpus, split)
-        typer.echo(f"{cached.folder.name}: {len(cached):,} rows")
+        if is_main():
+            typer.echo(f"{cached.folder.name}: {len(cached):,} rows")
 
 
 @cache_app.command("ls", epilog="Example: distill cache ls")
@@ -365,10 +410,12 @@ def compare(
 def demo(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="What to run.")] = "quickstart",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Students to train.")] = 3,
+    processes: ProcessesOption = None,
 ) -> None:
     """Run the whole path: teacher, cached logits, students with controls, table. Goes on where it stopped."""
-    from distill import show
+    from distill import launching, show
 
+    launching.launch(processes)
     show.demo(recipe, seeds)
 
 
@@ -482,7 +529,7 @@ def sync(
     from distill import runs, tracking
 
     folders = [runs.find(name) for name in names] if names else runs.every()
-    sent = [tracking.sync(folder) for folder in folders]
+    sent = [tracking.sync(folder, patient=True) for folder in folders]
     if not all(sent):
         raise UsageError(
             f"{sent.count(False)} of {len(sent)} runs could not be sent; is {tracking.public(tracking.uri())} reachable?"

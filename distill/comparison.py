@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill import benchmark, runs
+from distill import benchmark, records, runs
 from distill.calibration import Calibration
 from distill.errors import DataError, UsageError, nearest
 from distill.evaluation import Predictions, agreement
@@ -188,7 +188,7 @@ def _load(folders: Sequence[RunFolder], notes: list[str]) -> list[_Done]:
             continue
         try:
             found = Predictions.load(folder.predictions)
-        except (SafetensorError, TypeError) as error:
+        except (SafetensorError, TypeError, ValueError) as error:
             raise DataError(f"{run.name}/{folder.predictions.name}: damaged: {error}") from None
         order = np.argsort(found.row_id, kind="stable")
         done.append(_Done(run, folder, metrics, found.row_id[order], found.logits[order]))
@@ -339,8 +339,9 @@ def _calibrated(row: Row, done: Sequence[_Done], notes: list[str]) -> None:
     """Fill in the temperature that a distilled line's teacher was given, and note what it did."""
     found = next(one.metrics.get("calibration") for one in done if one.run.name == row.runs[0])
     if found is not None:
-        row.teacher_temperature = found["temperature"]
-        notes.append(f"{row.label}: its teacher's logits were divided by {Calibration(**found)}.")
+        fitted = records.check(found, Calibration, f"{row.runs[0]}/metrics.json: calibration")
+        row.teacher_temperature = fitted.temperature
+        notes.append(f"{row.label}: its teacher's logits were divided by {fitted}.")
 
 
 def _verdict(label: str, margin: Figure) -> str:

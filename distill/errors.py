@@ -9,6 +9,7 @@
     ├── OutOfMemory            5
     ├── Diverged               6   the loss is not a number
     └── Interrupted           75   stopped from outside; `--resume` goes on from there
+        └── Lost              75   another process of the job died or hangs
 
 A message is one line: what is wrong, where, the nearest right name, and how to mend it. A bug of our
 own is an ``assert`` or any other exception, and is not in this tree.
@@ -68,6 +69,10 @@ class Interrupted(DistillError):
     """The work was stopped from outside and can be resumed."""
 
     exit_code = 75
+
+
+class Lost(Interrupted):
+    """Another process of the job died or does not answer; what was trained is kept."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

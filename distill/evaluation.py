@@ -40,10 +40,22 @@ class Predictions:
 
     @staticmethod
     def load(path: Path) -> Predictions:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            SafetensorError: it is no such file.
+            TypeError: a part is missing.
+            ValueError: the parts are not of the same rows.
+        """
         from safetensors.numpy import load_file
 
-        return Predictions(**load_file(path))
+        found = Predictions(**load_file(path))
+        flat = found.row_id.ndim == found.words.ndim == 1
+        if not flat or found.logits.ndim not in (2, 3) or found.labels.ndim not in (1, 2):
+            raise ValueError("its parts have other shapes than predictions")
+        if len({len(part) for part in vars(found).values()}) != 1:
+            raise ValueError("its parts are not of the same rows")
+        return found
 
 
 def calibration_error(kind: Kind, logits: Array, labels: Array, bins: int = 15) -> float | None:

@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 
+def expanded(name: str) -> Path:
+    """Read a path with ``~`` as a shell would; where there is no such home it is a name like any other."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename inside ``folder`` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,13 @@ from distill import (
     planning,
     processes,
     runs,
+    sharding,
     thresholds,
     tracking,
 )
 from distill.data import Corpus, Rows, SplitName
 from distill.encoding import Encoded, concatenate, encode, reading_key
+from distill.errors import Lost
 from distill.evaluation import Predictions, measure
 from distill.files import read_json, write_json
 from distill.inference import Precision
@@ -227,14 +228,17 @@ def fit(
     objective: Objective,
     lookup: Lookup | None,
     pair: Pair | None = None,
+    *,
+    any_processes: bool = False,
 ) -> None:
     """Train a model inside its run folder, measure it once on test, and write everything down.
 
-    ``pair`` is the model with its teacher beside it, where the objective needs that.
+    ``pair`` is the model with its teacher beside it, where the objective needs that; with ``any_processes`` the run
+    may have been begun on another number of processes.
     """
     precision = _precision(settings)
     accelerator = inference.make_accelerator(precision)
-    processes.check(accelerator)
+    sharding.check(accelerator, model.config.engine, settings.log_gradient_norms)
     if corpus.task.kind == "multi_label":
         labels = corpus.splits["train"].labels
         assert labels is not None
@@ -265,7 +269,7 @@ def fit(
     with reporting_memory():
         done = train(
             model, encoded["train"], objective, settings, evaluate, corpus.task.metric, folder, accelerator, meaning,
-            lookup, lambda: tracking.sync(folder), pair,
+            lookup, lambda: tracking.sync(folder), pair, any_processes=any_processes,
         )  # fmt: skip
         tokens = recipe.evaluation.tokens_per_batch
         found = {
@@ -275,9 +279,10 @@ def fit(
             for name in MEASURED
             if name in encoded
         }
+    weights = sharding.weights(model.model) if sharding.is_on(accelerator) else None
     if not accelerator.is_main_process:
         return
-    model.save(folder.model)
+    model.save(folder.model, weights)
     train_figures = {
         "seconds": done.seconds,
         "steps": done.steps,
@@ -342,7 +347,7 @@ def record(
 def new_run(name: str, role: Role, recipe: Recipe, recipe_name: str, **more: Any) -> RunFolder:
     """Make a run's folder, on the main process; ``more`` are further fields of the run."""
     run = Run(
-        name=name, role=role, recipe=recipe_name, experiment=recipe.experiment, created=time.time(),
+        name=name, role=role, recipe=recipe_name, experiment=recipe.experiment, created=runs.now(),
         **{"group": name, "seed": 0, "model": recipe.teacher.architecture, **more},
     )  # fmt: skip
     if processes.is_main():
@@ -355,11 +360,16 @@ def new_run(name: str, role: Role, recipe: Recipe, recipe_name: str, **more: Any
 def working(folder: RunFolder) -> Iterator[None]:
     """Work in a run folder; the tracker hears of the end, good or bad, and checkpoints go after a good one."""
     if not processes.is_main():
-        yield
-        processes.wait()
+        try:
+            with processes.noticing_loss():
+                yield
+                processes.wait()
+        except Lost:
+            folder.abandon()
+            raise
         return
     try:
-        with folder.working():
+        with folder.working(), processes.noticing_loss():
             yield
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     finally:

@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from distill.errors import DataError, HubError, nearest
+from distill.files import expanded
 
 _SHIPPED = "(the shipped recipes' packages: pip install --no-deps -r requirements-demo.txt -r requirements-newsgroups.txt)"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -58,7 +59,7 @@ def reachable() -> bool:
 
 def is_hub_id(name: str) -> bool:
     """Say whether a name can be a hub id, and is no file here."""
-    return bool(_HUB_ID.fullmatch(name)) and not Path(name).expanduser().exists()
+    return bool(_HUB_ID.fullmatch(name)) and not expanded(name).exists()
 
 
 def package_path(address: str) -> Path:
@@ -68,7 +69,7 @@ def package_path(address: str) -> Path:
         DataError: the package is not installed, has no such file, or the path leaves the package.
     """
     name, _, inner = address.removeprefix("package://").partition("/")
-    if not name.isidentifier() or not inner:
+    if not name.isidentifier() or not inner or not inner.isprintable():
         raise DataError(f"{address}: must be package://name/path, the name as it is imported")
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -108,7 +109,7 @@ def checkpoint(name: str, key: str) -> str:
     """
     if name.startswith("package://"):
         return str(package_path(name))
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DataError(

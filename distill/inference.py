@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from distill import processes
-from distill.batching import collate, micro_batches, share
+from distill import processes, sharding
+from distill.batching import collate, micro_batches
 from distill.encoding import Encoded
 from distill.errors import Diverged, OutOfMemory, RecipeError
 from distill.models import Classifier
@@ -39,15 +40,23 @@ def resolve_precision(wish: Literal["auto"] | Precision) -> Precision:
 
 
 def make_accelerator(precision: Precision) -> Any:
-    """Make Accelerate's Accelerator; one process may need several, one after another."""
+    """Make Accelerate's Accelerator; one process may need several, one after another.
+
+    Raises:
+        UsageError: it sees another number of processes than were started.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     # Its state is global and refuses a second precision, though a cache pass and a training run may differ.
     AcceleratorState._reset_state()
+    if processes.count() > 1:
+        processes.state()  # joins the job, with the timeout
     # Without this word it overlooks the other processes of a job on CPUs.
     several_cpus = processes.count() > 1 and not torch.cuda.is_available()
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=several_cpus)
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=several_cpus)
+    processes.check(accelerator)
+    return accelerator
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
@@ -99,8 +108,8 @@ def predict_all(
 ) -> Floats:
     """Compute logits of a whole split, shared among all processes; every process gets all of them.
 
-    Each document is computed once: its logits are added to the other processes' zeros, which is exact. With a
-    ``title`` the progress is shown.
+    The micro-batches are the same on any number of processes, and each is computed once: its logits are added to the
+    other processes' zeros, which is exact. With a ``title`` the progress is shown.
 
     Raises:
         Diverged: a logit is not finite. (An accuracy can be computed of NaN, and would look like a figure.)
@@ -108,15 +117,21 @@ def predict_all(
     training = model.training
     model.eval()
     everything = np.arange(len(data))
-    mine = share(everything, data.tokens, accelerator.process_index, accelerator.num_processes)
+    parts = micro_batches(data, everything, tokens_per_batch, model.padding)
+    shares = [parts[at :: accelerator.num_processes] for at in range(accelerator.num_processes)]
+    mine = shares.pop(accelerator.process_index)  # they come from long to short
     result = data.blank(everything, model.task.classes)
-    result[np.setdiff1d(everything, mine)] = 0
-    shown = (
-        contextlib.nullcontext() if title is None else track(title, int(data.tokens[mine].sum()), "tokens")
+    for part in itertools.chain(*shares):
+        result[part] = 0
+    sharding.even_out(
+        accelerator, len(mine), lambda: predict(model, data, parts[0][:1], tokens_per_batch, precision)
     )
+    tokens = sum(int(data.tokens[part].sum()) for part in mine)
+    shown = contextlib.nullcontext() if title is None else track(title, tokens, "tokens")
     with shown as progress:
-        found = predict(model, data, mine, tokens_per_batch, precision, progress)
-    result[mine, : found.shape[1]] = found
+        for part in mine:
+            found = predict(model, data, part, tokens_per_batch, precision, progress)
+            result[part, : found.shape[1]] = found
     model.train(training)
     if accelerator.num_processes > 1:
         summed = accelerator.reduce(torch.from_numpy(result).to(accelerator.device), "sum")

@@ -14,17 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict
+from typing_extensions import NotRequired, TypedDict
 
+from distill import records
 from distill.batching import deal
 from distill.errors import LogitsError, nearest
-from distill.files import read_json, replacing, sha256_file, sha256_json, write_json
+from distill.files import replacing, sha256_file, sha256_json, write_json
 from distill.ids import among
 from distill.progress import say, track
 from distill.runs import runs_folder
@@ -40,6 +43,42 @@ FORMAT = 1
 NOT_READING = ("train", "checkpoint", "tokenizer", "config", "lengthen")
 """Recipe keys of a model that do not change what it says of a document once its weights are given."""
 _CONFIG_NOISE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
+
+
+class _Reading(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    max_length: int
+    view: str
+
+
+class Key(TypedDict):
+    """What ``key.json`` holds."""
+
+    format: int
+    weights: str
+    config: str
+    tokenizer: str
+    reading: _Reading
+    precision: str
+    dtype: str
+    kind: Kind
+    labels: list[str]
+    units: NotRequired[str]
+
+
+class _Shard(TypedDict):
+    file: str
+    rows: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What ``manifest.json`` holds."""
+
+    format: int
+    rows: int
+    shards: list[_Shard]
+    gate: dict[str, Any]
 
 
 def key_of(model: Classifier, precision: str, dtype: str) -> dict[str, Any]:
@@ -75,11 +114,47 @@ def _shards(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.glob("*.safetensors")) if sha256_file(p).startswith(p.stem)]
 
 
-def _ids(shard: Path) -> Array:
-    from safetensors import safe_open
+def _tensors(shard: Path) -> dict[str, Array]:
+    """Map a shard's tensors into memory; nothing is read before it is asked for.
 
-    with safe_open(shard, "np") as file:
-        return np.asarray(file.get_tensor("row_id"))
+    Raises:
+        LogitsError: it is no safetensors file, or holds other tensors than a shard does.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    where = f"{shard.parent.name}: shard {shard.name}"
+    try:
+        with safe_open(shard, "pt") as file:  # "pt" maps the file
+            found = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise LogitsError(f"{where} cannot be read: {error}") from None
+    rows, offsets = found.get("row_id"), found.get("offsets")
+    if (
+        rows is None or rows.ndim != 1 or rows.dtype != np.int64
+        or (offsets is not None and (offsets.dtype != np.int64 or offsets.shape != (len(rows) + 1,)))
+        or "logits" not in found or found["logits"].ndim != 2 or found["logits"].dtype.kind != "f"
+    ):  # fmt: skip
+        raise LogitsError(f"{where} holds other tensors than a shard of logits; delete it")
+    return found
+
+
+def _ids(shard: Path) -> Array:
+    return _tensors(shard)["row_id"].copy()
+
+
+def _refuse_misshapen(arrays: dict[str, Array], key: Key, where: str) -> None:
+    """Raise LogitsError when a shard's tensors do not fit each other, or the task."""
+    offsets, height = arrays.get("offsets"), len(arrays["logits"])
+    span = key["kind"] == "span"
+    fits = (offsets is not None) == span and arrays["logits"].shape[1] == (2 if span else len(key["labels"]))
+    if offsets is None:
+        fits = fits and len(arrays["row_id"]) == height
+    else:
+        fits = fits and offsets[0] == 0 and offsets[-1] == height and bool((np.diff(offsets) >= 0).all())
+    if not fits:
+        raise LogitsError(
+            f"{where} has another shape than its task; delete it, and distill cache computes it again"
+        )
 
 
 def missing(folder: Path, row_ids: Array) -> Array:
@@ -243,15 +318,14 @@ class Logits:
 
     Raises:
         LogitsError: no whole cache, a damaged shard, another key.
+        DataError: its key or its manifest is damaged.
     """
 
     def __init__(self, folder: Path, expected: dict[str, Any] | None = None, *, verify: bool = True) -> None:
-        from safetensors import safe_open
-
         if not (folder / "key.json").is_file():
             raise LogitsError(f"{folder}: no cached logits here (key.json is missing)")
         self.folder = folder
-        self.key: dict[str, Any] = read_json(folder / "key.json")
+        self.key = records.read(folder / "key.json", Key)
         if expected is not None:
             refuse_difference(self.key, expected, folder.name)
         names: list[Path]
@@ -261,7 +335,7 @@ class Logits:
                     f"{folder.name}: the caching pass has not finished; distill cache goes on with it"
                 )
             _verify(folder)
-            names = [folder / Path(s["file"]).name for s in read_json(folder / "manifest.json")["shards"]]
+            names = [folder / Path(shard["file"]).name for shard in manifest_of(folder)["shards"]]
         else:
             names = _shards(folder)
         ids = [np.zeros(0, np.int64)]
@@ -269,11 +343,12 @@ class Logits:
         self._offsets: list[Array] = []
         """Of spans: where each row's units begin in a shard."""
         for path in names:
-            ids.append(_ids(path))
+            arrays = _tensors(path)
+            _refuse_misshapen(arrays, self.key, f"{folder.name}: shard {path.name}")
+            ids.append(arrays["row_id"].copy())  # a view would keep all of the file mapped
             self._stored.append(_Stored(path))
-            if self.key["kind"] == "span":
-                with safe_open(path, "np") as file:
-                    self._offsets.append(file.get_tensor("offsets"))
+            if "offsets" in arrays:
+                self._offsets.append(arrays["offsets"].copy())
         self._starts = np.cumsum([0, *map(len, ids[1:])])
         """Where each shard's rows begin among all."""
         everything = np.concatenate(ids)
@@ -329,7 +404,7 @@ def opened(folder: Path, key: dict[str, Any], row_ids: Array) -> Logits | None:
             one tells the user to bring about.)
     """
     try:
-        shards = read_json(folder / "manifest.json")["shards"]
+        shards = manifest_of(folder)["shards"]
     except FileNotFoundError:
         return None
     if not all((folder / Path(shard["file"]).name).is_file() for shard in shards):
@@ -338,7 +413,7 @@ def opened(folder: Path, key: dict[str, Any], row_ids: Array) -> Logits | None:
     return cache if among(row_ids, cache._ids).all() else None
 
 
-def refuse_difference(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:
+def refuse_difference(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
     """Raise LogitsError that names the first thing in which two keys differ."""
     words = {
         "weights": "another teacher's weights",
@@ -366,12 +441,8 @@ def refuse_difference(found: dict[str, Any], expected: dict[str, Any], where: st
 
 def _verify(folder: Path) -> int:
     """Check a whole cache against its manifest; return its rows."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    manifest = read_json(folder / "manifest.json")
-    rows = 0
-    for shard in manifest["shards"]:
+    key, rows = records.read(folder / "key.json", Key), 0
+    for shard in manifest_of(folder)["shards"]:
         path = folder / Path(shard["file"]).name
         if not path.is_file():
             raise LogitsError(f"{folder.name}: shard {path.name} is missing; distill cache computes it again")
@@ -379,17 +450,24 @@ def _verify(folder: Path) -> int:
             raise LogitsError(
                 f"{folder.name}: shard {path.name} is damaged (its hash differs); delete it, and distill cache computes it again"
             )
-        try:
-            arrays = load_file(path)
-        except SafetensorError as error:
-            raise LogitsError(f"{folder.name}: shard {path.name} cannot be read: {error}") from None
-        whole = arrays["offsets"][-1] if "offsets" in arrays else len(arrays["row_id"])
-        if whole != len(arrays["logits"]) or not np.isfinite(arrays["logits"]).all():
+        arrays = _tensors(path)
+        _refuse_misshapen(arrays, key, f"{folder.name}: shard {path.name}")
+        if len(arrays["row_id"]) != shard["rows"] or not np.isfinite(arrays["logits"]).all():
             raise LogitsError(
                 f"{folder.name}: shard {path.name} holds NaN or too few rows; delete it, and distill cache computes it again"
             )
         rows += len(arrays["row_id"])
     return rows
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Read a whole cache's manifest.
+
+    Raises:
+        DataError: it is damaged.
+        FileNotFoundError: the cache is not whole.
+    """
+    return records.read(folder / "manifest.json", Manifest)
 
 
 def every() -> list[Path]:

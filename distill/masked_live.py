@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill import live, losses, pretrained
 from distill.batching import Batch
-from distill.errors import DataError, RecipeError
+from distill.errors import RecipeError
 from distill.losses import Objective
 from distill.masking import MaskedModel, hard
 from distill.schema import Loss
@@ -33,19 +33,16 @@ def load_teacher(folder: Path | str, student: MaskedModel) -> MaskedModel:
         RecipeError: it has no masked-language-model head, another vocabulary, or no room for the windows.
         DataError: it cannot be read.
     """
-    from safetensors import SafetensorError
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM
 
     config = pretrained.read_config(str(folder), KEY)
     headless = f"{KEY}: {folder} has no masked-language-model head"
     fix = "take a checkpoint that has, or a run of distill pretrain"
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
         raise RecipeError(f"{headless}: it is a {config.model_type}; {fix}")
-    try:
-        model, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{KEY}: {folder}: {str(error).splitlines()[0][:200]}") from None
+    with pretrained.reading(f"{KEY}: {folder}"):
+        model, info = pretrained.load(AutoModelForMaskedLM, folder)
+        tokenizer = pretrained.tokenizer_of(folder)
     lost = sorted(name for name in info["missing_keys"] if "pooler" not in name.split("."))
     if lost:
         raise RecipeError(f"{headless}: {lost[0]} is missing; {fix}")

@@ -214,17 +214,18 @@ class HeldOut:
         """
         training = model.training
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
-        mine = np.arange(accelerator.process_index, len(self.windows), accelerator.num_processes)
-        for part in micro_batches(self.windows, mine, tokens_per_batch):
+        # By window, and of micro-batches that are the same on any number of processes, so that the sums are, too.
+        found = torch.zeros(len(self.windows), 2)
+        parts = micro_batches(self.windows, np.arange(len(self.windows)), tokens_per_batch)
+        for part in parts[accelerator.process_index :: accelerator.num_processes]:
             masked = Masked(*(getattr(self.masked, name)[part] for name in vars(self.masked)))
             with torch.inference_mode(), accelerator.autocast():
                 logits = model.predict(masked)
             right = logits.argmax(2).cpu() == masked.targets
-            sums += torch.stack([hard(logits, masked).sum().cpu(), right.sum()]).double()
+            found[part] = torch.stack([hard(logits, masked).sum(1).cpu(), right.sum(1)], 1)
         model.train(training)
         if accelerator.num_processes > 1:
-            sums = accelerator.reduce(sums.float().to(accelerator.device), "sum").cpu()
-        nll, accuracy = (sums / self.masked.targets.numel()).tolist()
+            found = accelerator.reduce(found.to(accelerator.device), "sum").cpu()
+        nll, accuracy = (found.double().sum(0) / self.masked.targets.numel()).tolist()
         # A perplexity beyond the largest float would be no figure that JSON can hold.
         return {"nll": nll, "perplexity": math.exp(min(nll, 700.0)), "accuracy": accuracy}

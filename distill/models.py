@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 
-from distill import catalog, hub, packed, padded, pooling, pretrained
+from distill import catalog, hub, packed, padded, pooling, pretrained, records
 from distill.batching import Batch, Padding, collate, micro_batches
 from distill.encoding import Tokenizer, encode_texts
 from distill.errors import DataError, DistillError, RecipeError, nearest
-from distill.files import read_json, replacing_folder, write_json
+from distill.files import replacing_folder, write_json
 from distill.schema import Model
 from distill.tasks import Floats, Kind, TaskSpec
 
@@ -30,6 +32,35 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
 ABOUT = "distill.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""A tokenizer's folder holds at least one of them."""
+RUN_CODE = frozenset(
+    "attn_implementation _attn_implementation experts_implementation _experts_implementation use_kernels kernel_config "
+    "trust_remote_code auto_map code_revision".split()
+)
+"""What no recipe hands on to transformers."""
+
+
+class _Task(TypedDict):
+    kind: Kind
+    labels: list[str]
+    metric: str
+    thresholds: NotRequired[dict[str, float]]
+
+
+class About(TypedDict):
+    """What :meth:`Classifier.save` writes of the window and the task."""
+
+    section: Literal["teacher", "student"]
+    model: dict[str, Any]
+    task: _Task
 
 
 class Predictor(Protocol):
@@ -92,10 +123,10 @@ class Classifier(nn.Module):
         logits: Tensor = self._forward(self.model, self.config, batch, *more).float()
         return pooling.mean(logits, batch) if batch.unit_of is None else pooling.by_unit(logits, batch)
 
-    def save(self, folder: Path) -> None:
-        """Write the folder that ``from_pretrained`` reads, complete or not at all."""
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write the folder that ``from_pretrained`` reads, complete or not at all; ``weights`` where its own are cut up."""
         with replacing_folder(folder) as aside:
-            self.model.save_pretrained(aside)
+            self.model.save_pretrained(aside, state_dict=weights)
             self.tokenizer.model_max_length = self.config.max_length
             self.tokenizer.save_pretrained(aside)
             section = "teacher" if self.config.architecture in catalog.names("teacher") else "student"
@@ -192,8 +223,6 @@ def weights_hash(model: nn.Module) -> str:
 
 def load_tokenizer(config: Model, section: str, teacher: Path | None = None) -> Tokenizer:
     """Load the tokenizer that a recipe's section names: its own, its checkpoint's or its teacher's."""
-    from transformers import AutoTokenizer
-
     quiet()
     name = config.tokenizer or config.checkpoint
     if name is None:
@@ -201,13 +230,16 @@ def load_tokenizer(config: Model, section: str, teacher: Path | None = None) -> 
             raise RecipeError(
                 f"{section}.tokenizer is missing; without a checkpoint it says where the tokenizer is"
             )
-        return AutoTokenizer.from_pretrained(str(teacher))
+        with pretrained.reading(f"{section}.tokenizer: {teacher}"):
+            return pretrained.tokenizer_of(teacher)
     key = f"{section}.tokenizer" if config.tokenizer else f"{section}.checkpoint"
     where = hub.checkpoint(name, key) if not Path(name).is_dir() else name
-    try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{key}: no tokenizer in {name}: {str(error).splitlines()[0][:160]}") from None
+    if Path(where).is_dir() and not any((Path(where) / file).is_file() for file in TOKENIZER_FILES):
+        raise DataError(
+            f"{key}: {name} holds no tokenizer; there must be one of {', '.join(TOKENIZER_FILES)}"
+        )
+    with pretrained.reading(f"{key}: no tokenizer in {name}"):
+        return pretrained.tokenizer_of(where)
 
 
 def build(config: Model, section: str, task: TaskSpec, seed: int, teacher: Path | None = None) -> Classifier:
@@ -244,6 +276,10 @@ def construct(
     from huggingface_hub.errors import StrictDataclassError
 
     module = catalog.load(section, config.architecture)
+    for field in sorted(RUN_CODE & set(config.config)):
+        raise RecipeError(
+            f"{section}.config: {field} can have transformers fetch code and run it; leave it out"
+        )
     try:
         model = module.build(config, task, tokenizer, teacher)
     except (TypeError, ValueError, StrictDataclassError) as error:
@@ -264,11 +300,37 @@ def construct(
     return model
 
 
-def read_settings(folder: Path | str) -> dict[str, Any] | None:
-    """Read what :meth:`Classifier.save` wrote of the window and the task; None for models from elsewhere."""
-    about = Path(folder) / ABOUT
-    result: dict[str, Any] | None = read_json(about) if about.is_file() else None
-    return result
+def read_settings(folder: Path | str) -> About | None:
+    """Read what :meth:`Classifier.save` wrote of the window and the task; None for models from elsewhere.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = Path(folder) / ABOUT
+    if not path.is_file():
+        return None
+    about = records.read(path, About)
+    known, given = set(about["task"]["labels"]), about["task"].get("thresholds")
+    if given is not None and set(given) != known:
+        name = min(known ^ set(given))
+        raise DataError(f"{folder}/{ABOUT}: damaged: thresholds and labels differ ({name:.60})")
+    return about
+
+
+def own_config(about: About, folder: Path | str) -> Model:
+    """Read how a model of ours reads.
+
+    Raises:
+        DataError: its ``distill.json`` does not fit its architecture.
+    """
+    try:
+        module = catalog.load(about["section"], str(about["model"].get("architecture")))
+        config: Model = module.Config.model_validate(about["model"])
+    except ValidationError as error:
+        raise DataError(f"{folder}/{ABOUT}: damaged: model: {records.explain(error)}") from None
+    except RecipeError as error:
+        raise DataError(f"{folder}/{ABOUT}: {error}") from None
+    return config
 
 
 def _foreign(folder: Path | str, config: Any, kind: Kind) -> tuple[Model, ModuleType | None]:
@@ -299,25 +361,22 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
     """
     from types import SimpleNamespace
 
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer
-
     quiet()
     about = read_settings(folder)
     module: ModuleType | SimpleNamespace | None = None
     if about:
-        module = catalog.load(about["section"], about["model"]["architecture"])
+        own = own_config(about, folder)
+        module = catalog.load(about["section"], own.architecture)
         if hasattr(module, "register"):  # a type of our own
             module.register()
-    try:
-        hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with pretrained.reading(f"{folder}: cannot be loaded"):
+        hf_config = pretrained.config_of(folder)
         finds = any("QuestionAnswering" in a for a in hf_config.architectures or [])
         if not (about or finds or any("SequenceClassification" in a for a in hf_config.architectures or [])):
             raise DataError(
                 f"{folder}: not a fine-tuned classifier ({', '.join(hf_config.architectures or ['?'])})"
             )
-        if about and module:
-            own: Model = module.Config.model_validate(about["model"])
+        if about:
             task = TaskSpec(about["task"]["kind"], tuple(about["task"]["labels"]), about["task"]["metric"])
         elif finds:
             own, module = _foreign(folder, hf_config, "span")
@@ -327,10 +386,12 @@ def load(folder: Path | str, config: Model | None = None) -> Classifier:
             names = tuple(hf_config.id2label[i] for i in range(hf_config.num_labels))
             kinds: dict[str, Kind] = {"multi_label_classification": "multi_label", "regression": "regression"}
             task = TaskSpec(kinds.get(str(hf_config.problem_type), "single_label"), names, "nll")
-        model, info = pretrained.head(task).from_pretrained(folder, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{folder}: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
+        model, info = pretrained.load(pretrained.head(task), folder)
+        tokenizer = pretrained.tokenizer_of(folder)
+    if model.config.num_labels != task.classes:
+        raise DataError(
+            f"{folder}: its head has {model.config.num_labels} labels, and {ABOUT} {task.classes}"
+        )
     if info["missing_keys"]:
         # transformers fills them with random numbers: such a classifier answers, and answers nonsense.
         lost = sorted(info["missing_keys"])
@@ -348,7 +409,7 @@ def load_predictor(folder: Path) -> Predictor:
     """
     about = read_settings(folder)
     if about is not None:
-        module = catalog.load(about["section"], about["model"]["architecture"])
+        module = catalog.load(about["section"], own_config(about, folder).architecture)
         if hasattr(module, "load_predictor"):
             predictor: Predictor = module.load_predictor(folder)
             return predictor

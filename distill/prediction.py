@@ -13,10 +13,10 @@ from typing import Any, TextIO
 
 from distill import models, spans, thresholds, yaml_strict
 from distill.errors import DataError, UsageError, nearest
-from distill.files import read_json, replacing
+from distill.files import replacing
 from distill.progress import track
 from distill.runs import RunFolder
-from distill.sources import SUFFIXES, refuse_not_utf8
+from distill.sources import SUFFIXES, json_object, refuse_not_utf8
 from distill.tasks import predictions, probabilities
 
 AT_ONCE = 256
@@ -76,6 +76,10 @@ def _rows(
             quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
             strict=tabs and quotes,  # a quote that opens a field and does not end it would swallow rows
         )
+        header = reader.fieldnames or []
+        twice = next((name for name in (text, text_pair) if name and list(header).count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{file.name}: two columns are called {twice!r:.60}; rename one of them")
         records = enumerate(reader, start=2)
     else:
         records = _json_lines(stream, file)
@@ -91,13 +95,7 @@ def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file.name}, line {number}: not JSON: {error.msg}") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{file.name}, line {number}: must be an object with the key of the text")
-        yield number, record
+        yield number, json_object(line, f"{file.name}, line {number}")
 
 
 def predict(
@@ -117,16 +115,19 @@ def predict(
     """
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise UsageError(f"--output: {output} is no file in a folder that exists")
-    trained = (yaml_strict.parse(folder.recipe.read_text(encoding="utf-8"), folder.name) or {}).get("data")
-    if trained is not None and (trained["text_pair"] is None) != (text_pair is None):
+    asked = yaml_strict.read(folder.recipe)
+    trained = asked.get("data") if isinstance(asked, dict) else None
+    if isinstance(trained, dict) and (trained.get("text_pair") is None) != (text_pair is None):
         wants = "single texts; leave out --text-pair"
         if text_pair is None:
-            columns = f"{trained['text']} and {trained['text_pair']}"
+            columns = f"{trained.get('text')} and {trained['text_pair']}"
             wants = f"pairs of texts; add --text and --text-pair (there the columns {columns})"
         raise UsageError(f"{folder.name} was trained on {wants}")
     rows = list(read(file, text, text_pair, quotes))
     predictor = models.load_predictor(folder.model)
-    task = read_json(folder.model / models.ABOUT)["task"]
+    about = models.read_settings(folder.model)
+    assert about is not None, "every model of a run has been saved by one of ours"
+    task = about["task"]
     kind = task["kind"]
     fitted = [task["thresholds"][name] for name in predictor.labels] if "thresholds" in task else None
     with ExitStack() as stack:

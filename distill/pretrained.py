@@ -1,12 +1,16 @@
 """Loading a checkpoint's weights into an architecture, and refusing what does not fit. Knows no recipe.
 
-transformers fills missing weights with random numbers and says so in a log line; here that is an error,
+A checkpoint may be anybody's: no code of its is run, none is fetched for it, and no pickle is read that holds more
+than tensors. transformers fills missing weights with random numbers and says so in a log line; here that is an error,
 unless they are the new classification head's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distill import hub
-from distill.errors import DataError, RecipeError
+from distill.errors import DataError, DistillError, RecipeError
 from distill.tasks import Floats, TaskSpec
 
 POSITIONS = "embeddings.position_embeddings.weight"
@@ -28,6 +32,68 @@ def head(task: TaskSpec) -> Any:
     return AutoModelForQuestionAnswering if task.kind == "span" else AutoModelForSequenceClassification
 
 
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn what the libraries raise over somebody's files into one line that begins with ``where``.
+
+    Raises:
+        DataError: whatever was raised; damaged and hostile files fail in as many ways as there are lines that read them.
+    """
+    try:
+        yield
+    except (DistillError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = (
+                "its weights are a pickle that holds more than tensors, and could run code; take safetensors"
+            )
+        elif "trust_remote_code" in str(error) or "custom code" in str(error):
+            reason = (
+                "it wants to run Python code of its own, and none is run; take a model that transformers has"
+            )
+        raise DataError(f"{where}: {reason}") from error
+
+
+def config_of(where: Path | str) -> Any:
+    """Read a folder's or hub id's transformers configuration; see :func:`reading`."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    attention = str(getattr(config, "_attn_implementation", ""))
+    if "/" in attention:  # transformers would fetch it, and run it
+        raise DataError(
+            f"{where}: config.json wants attention from the hub ({attention:.80}); leave that key out"
+        )
+    return config
+
+
+def tokenizer_of(where: Path | str) -> Any:
+    """Load a folder's or hub id's tokenizer; see :func:`reading`."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+
+
+def load(auto: Any, where: Path | str, **changes: Any) -> tuple[Any, Any]:
+    """Load a folder's or hub id's weights; see :func:`reading`.
+
+    Args:
+        auto: a transformers class with ``from_pretrained``.
+        where: a folder or hub id.
+        changes: fields of the configuration to set.
+
+    Returns:
+        The model, and transformers' account of missing weights.
+    """
+    config_of(where)
+    model, info = auto.from_pretrained(
+        where, trust_remote_code=False, weights_only=True, output_loading_info=True, **changes
+    )
+    return model, info
+
+
 def read_config(checkpoint: str, key: str, model_types: tuple[str, ...] = ()) -> Any:
     """Read a checkpoint's transformers configuration; of any model type where none is given.
 
@@ -36,13 +102,9 @@ def read_config(checkpoint: str, key: str, model_types: tuple[str, ...] = ()) ->
         HubError: it is neither here nor reachable.
         DataError: it cannot be read.
     """
-    from transformers import AutoConfig
-
     where = hub.checkpoint(checkpoint, key)
-    try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{key}: {checkpoint}: {str(error).splitlines()[0][:200]}") from None
+    with reading(f"{key}: {checkpoint}"):
+        config = config_of(where)
     if model_types and config.model_type not in model_types:
         raise RecipeError(
             f"{key}: {checkpoint} is a {config.model_type} model, and {' or '.join(model_types)} is needed"
@@ -79,18 +141,15 @@ def from_checkpoint(auto: Any, checkpoint: str, key: str, task: TaskSpec, **chan
         RecipeError: the configuration has no such field.
         DataError: weights beside the head's are missing.
     """
-    from safetensors import SafetensorError
-
     where = hub.checkpoint(checkpoint, key)
-    try:
-        model, info = auto.from_pretrained(
-            where, num_labels=task.classes, ignore_mismatched_sizes=True, output_loading_info=True, **changes
-        )
-    except TypeError as error:
-        # Fields that the configuration does not have are handed on to the class, which takes none.
-        raise RecipeError(f"{key.partition('.')[0]}.config: {str(error).splitlines()[0][:200]}") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{key}: {checkpoint}: {str(error).splitlines()[0][:200]}") from None
+    with reading(f"{key}: {checkpoint}"):
+        try:
+            model, info = load(auto, where, num_labels=task.classes, ignore_mismatched_sizes=True, **changes)
+        except TypeError as error:
+            if not changes:
+                raise
+            # Fields that the configuration does not have are handed on to the class, which takes none.
+            raise RecipeError(f"{key.partition('.')[0]}.config: {str(error).splitlines()[0][:200]}") from None
     # A weight of another shape is as good as missing; that of a head was for other classes.
     lost = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
     refuse_missing(_of_encoder(model, lost), checkpoint, key)
@@ -189,7 +248,7 @@ def backbone_weights(checkpoint: str, key: str) -> dict[str, Tensor]:
     Raises:
         DataError: they cannot be read, or some beside the pooler's are missing.
     """
-    return dict(_backbone(checkpoint, key).state_dict())
+    return dict(backbone(checkpoint, key).state_dict())
 
 
 def word_embeddings(checkpoint: str, key: str) -> Floats:
@@ -200,20 +259,23 @@ def word_embeddings(checkpoint: str, key: str) -> Floats:
         DataError: its weights cannot be read, or some beside the pooler's are missing.
     """
     try:
-        table = _backbone(checkpoint, key).get_input_embeddings()
+        table = backbone(checkpoint, key).get_input_embeddings()
     except NotImplementedError:
         raise RecipeError(f"{key}: {checkpoint} has no embeddings of a vocabulary") from None
     return np.asarray(table.weight.detach().float().numpy())
 
 
-def _backbone(checkpoint: str, key: str) -> Any:
-    from safetensors import SafetensorError
+def backbone(checkpoint: str, key: str) -> Any:
+    """Load an encoder without a head.
+
+    Raises:
+        DataError: it cannot be read, or weights beside the pooler's are missing.
+    """
     from transformers import AutoModel
 
-    try:
-        model, info = AutoModel.from_pretrained(hub.checkpoint(checkpoint, key), output_loading_info=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{key}: {checkpoint}: {str(error).splitlines()[0][:200]}") from None
+    where = hub.checkpoint(checkpoint, key)
+    with reading(f"{key}: {checkpoint}"):
+        model, info = load(AutoModel, where)
     refuse_missing(info["missing_keys"], checkpoint, key)
     return model
 

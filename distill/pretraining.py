@@ -25,7 +25,7 @@ from distill import (
     masked_live,
     models,
     planning,
-    processes,
+    pretrained,
     runs,
     tracking,
 )
@@ -131,11 +131,13 @@ def build(recipe: Recipe, teacher: Path | None = None) -> MaskedModel:
 
 def _take_head(model: Any, checkpoint: str) -> None:
     """Take the head of a checkpoint of the same family, where it has one."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
-    where = hub.checkpoint(checkpoint, "student.checkpoint")
-    if AutoConfig.from_pretrained(where).model_type == model.config.model_type:
-        found, info = AutoModelForMaskedLM.from_pretrained(where, output_loading_info=True)
+    key = "student.checkpoint"
+    where = hub.checkpoint(checkpoint, key)
+    if pretrained.read_config(checkpoint, key).model_type == model.config.model_type:
+        with pretrained.reading(f"{key}: {checkpoint}"):
+            found, info = pretrained.load(AutoModelForMaskedLM, where)
         if not info["missing_keys"]:
             _fill(model, found.state_dict())
             return
@@ -216,7 +218,13 @@ def plan(recipe: Recipe) -> fitting.Plan:
 
 
 def pretrain(
-    recipe: Recipe, recipe_name: str, student: str, name: str | None = None, resume: str | None = None
+    recipe: Recipe,
+    recipe_name: str,
+    student: str,
+    name: str | None = None,
+    resume: str | None = None,
+    *,
+    any_processes: bool = False,
 ) -> RunFolder:
     """Pre-train a student.
 
@@ -226,6 +234,7 @@ def pretrain(
         student: the architecture, or the preset's name.
         name: the run's; run1, run2, … where absent.
         resume: a run to go on with, whose recipe ``recipe`` is.
+        any_processes: on another number of processes, too.
 
     Returns:
         The finished run.
@@ -240,16 +249,15 @@ def pretrain(
             teachers=[recipe.pretraining.teacher] if recipe.pretraining.teacher else [],
         )  # fmt: skip
     with fitting.working(folder):
-        _fit(folder, recipe, material)
+        _fit(folder, recipe, material, any_processes)
     return folder
 
 
-def _fit(folder: RunFolder, recipe: Recipe, material: _Material) -> None:
+def _fit(folder: RunFolder, recipe: Recipe, material: _Material, any_processes: bool) -> None:
     """Train inside the run folder and write everything down."""
     model, settings = material.model, recipe.pretraining.train
     precision = inference.resolve_precision(settings.precision)
     accelerator = inference.make_accelerator(precision)
-    processes.check(accelerator)
     facts = {
         "data": material.fingerprint,
         "initial_weights": models.weights_hash(model.model),
@@ -271,7 +279,7 @@ def _fit(folder: RunFolder, recipe: Recipe, material: _Material) -> None:
     with fitting.reporting_memory():
         done = train(
             model, material.windows, objective, settings, evaluate, "nll", folder, accelerator, meaning,
-            on_evaluation=lambda: tracking.sync(folder), pair=material.pair,
+            on_evaluation=lambda: tracking.sync(folder), pair=material.pair, any_processes=any_processes,
         )  # fmt: skip
         found = evaluate(model)
     if accelerator.is_main_process:

@@ -24,18 +24,28 @@ from distill.processes import is_main
 console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 SECONDS_BETWEEN_LINES = 10.0
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def harmless(text: str) -> str:
-    r"""Write out control characters, as ``\x1b``: a label or a file's name must not move the cursor or paint."""
+    r"""Write out control characters, as ``\x1b``: a label or a file's name must not move the cursor or paint.
+
+    Marks of direction and lone surrogates, which no terminal can be sent, are among them.
+    """
     return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def say(message: str) -> None:
     """Tell the user one thing, on standard error."""
     if is_main():
-        console.print(harmless(message), markup=False, soft_wrap=True)
+        tell(message)
+
+
+def tell(message: str) -> None:
+    """Tell the user one thing from this process, whichever of the job's it is."""
+    console.print(harmless(message), markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -14,13 +14,14 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from distill import catalog, yaml_strict
 from distill.errors import RecipeError, nearest
+from distill.files import expanded
 from distill.schema import Model, Recipe, Student
 
 
 def find(name: str) -> Path:
     """Find a recipe's file by its path or, for those that ship, its name."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        path = Path(name).expanduser()
+        path = expanded(name)
         if not path.is_file():
             beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
             raise RecipeError(f"no recipe file {name}{nearest(path.name, beside)}")
@@ -32,10 +33,7 @@ def find(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml_strict.parse(path.read_text(encoding="utf-8"), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    value = yaml_strict.read(path)
     if not isinstance(value, dict):
         raise RecipeError(f"{path.name}: a recipe is a mapping of keys to values")
     return value
@@ -137,7 +135,11 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> Reci
         at_same = [e for e in others if e["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
         others = [e for e in others if e not in at_same]
         first = max([first, *at_same], key=lambda e: len(e["loc"]))
-    location = tuple(part for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+    *path, last = first["loc"] or ("",)
+    # pydantic puts the names of types between the keys; an unknown key may look like one.
+    location = tuple(part for part in path if not (isinstance(part, str) and "[" in part))
+    if first["type"] == "extra_forbidden" or not (isinstance(last, str) and "[" in last):
+        location = (*location, last)
     if len(location) > 1 and location[-1] in _SCALARS:
         location = location[:-1]
     key = ".".join(str(part) for part in location)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distill import chart
 from distill.comparison import Comparison, Figure, Row
 from distill.files import write_text
+from distill.progress import harmless
 from distill.runs import RunFolder, runs_folder
 from distill.tasks import LOWER_IS_BETTER, METRICS
 
@@ -48,7 +49,7 @@ def _name(row: Row) -> Any:
     """A line's label in its role's style; as Text, so that no name is read as markup."""
     from rich.text import Text
 
-    return Text(row.label, style={"teacher": "bold", "control": "dim"}.get(row.role, ""))
+    return Text(harmless(row.label), style={"teacher": "bold", "control": "dim"}.get(row.role, ""))
 
 
 def table(comparison: Comparison, width: int = 120) -> Table:
@@ -200,7 +201,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     timed = any(row.p50_ms is not None for row in comparison.rows)
     costs = [(row, row.p50_ms if timed else row.parameters) for row in comparison.rows]
     points = [
-        chart.Point(row.label, row.role, float(cost), row.quality.mean, row.quality.half, row.bytes)
+        chart.Point(harmless(row.label), row.role, float(cost), row.quality.mean, row.quality.half, row.bytes)
         for row, cost in costs
         if cost and math.isfinite(row.quality.mean)
     ]
@@ -209,7 +210,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     chart.draw(
         points,
         folder / "pareto.png",
-        title=f"{comparison.experiment}: {comparison.metric} over {'latency' if timed else 'size'}",
+        title=f"{harmless(comparison.experiment)}: {comparison.metric} over {'latency' if timed else 'size'}",
         cost_label="Latency of one document alone, median (ms, log scale)"
         if timed
         else "Parameters (log scale)",

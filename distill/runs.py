@@ -10,29 +10,36 @@ suspects.json     of a distilled student: training labels that its teacher does 
 model/            what from_pretrained reads
 checkpoints/      gone once the run is finished
 runs/_logits/<key>/ cached logits, found by content and shared by all runs
-runs/_augmented/<key>.jsonl   copies of documents that students learn from (see augmentation.py)
+runs/_augmented/<key>-<hash>.jsonl   copies of documents that students learn from (see augmentation.py)
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
-from distill import processes
-from distill.errors import Interrupted, UsageError, nearest
-from distill.files import read_json, write_json, write_text
+from distill import processes, records
+from distill.errors import DataError, Interrupted, UsageError, nearest
+from distill.files import write_json, write_text
 
 Role = Literal["teacher", "distilled", "control", "baseline", "pretrained"]
 Status = Literal["running", "finished", "interrupted", "failed"]
+Time = Annotated[float, Field(ge=0, lt=1e11)]
+"""Seconds since 1970."""
+MAX_LINE = 1 << 16
+"""Bytes of the journal's last line that are read to see when it was written."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -50,10 +57,9 @@ class Run:
     model: str
     """The architecture, or the student's preset name."""
     seed: int
-    created: float
-    """Seconds since 1970."""
+    created: Time
     status: Status = "running"
-    finished: float | None = None
+    finished: Time | None = None
     error: str | None = None
     against: str = ""
     """``model`` of the controls that it is held against, where that is not its own: a sweep's share theirs."""
@@ -62,6 +68,53 @@ class Run:
     """What the command line asked for, so that ``--resume`` alone is enough."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Hashes and sizes that a later step relies on: data, initial weights, precision, world size."""
+
+
+class _Task(TypedDict):
+    kind: str
+    labels: list[str]
+    metric: str
+
+
+class _Split(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    buckets: NotRequired[list[_Bucket]]
+    labels: NotRequired[dict[str, dict[str, int | float]]]
+
+
+class _Bucket(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    words: Annotated[str, Field(pattern=r"^[0-9]{1,18}(-[0-9]{1,18}|\+)$")]
+    rows: int
+
+
+class _Train(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    seconds: Annotated[float, Field(ge=0, lt=1e11)]
+    steps: int
+
+
+class _Metrics(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    task: _Task
+    model: NotRequired[dict[str, int]]
+    train: _Train
+    validation: _Split
+    test: NotRequired[_Split]
+    test_other: NotRequired[_Split]
+
+
+class _Entry(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    time: Time
+    step: Annotated[int, Field(ge=0)]
+    metrics: dict[str, Any]
+
+
+@functools.cache
+def _entry_of() -> TypeAdapter[_Entry]:
+    """Return what reads a line of the journal; made once, for each step may write one."""
+    return TypeAdapter(_Entry)
 
 
 def runs_folder() -> Path:
@@ -100,9 +153,29 @@ class RunFolder:
         """The run's name."""
         return self.path.name
 
+    def refuse_links(self) -> None:
+        """Refuse links that lead out of the folder: what is written or sent from here must be the run's own.
+
+        Raises:
+            DataError: there is one.
+        """
+        inside = self.path.resolve()  # the folder itself may be a link, to another disk
+        for path in self.path.rglob("*"):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise DataError(
+                    f"{self.name}/{path.relative_to(self.path)}: a link out of the run's folder; put the file there itself"
+                )
+
     def read(self) -> Run:
-        """Read what the run is and how far it got."""
-        return Run(**read_json(self.path / "run.json"))
+        """Read what the run is and how far it got.
+
+        Raises:
+            DataError: ``run.json`` is damaged, or names what is no name.
+        """
+        run = records.read(self.path / "run.json", Run)
+        if not _NAME.fullmatch(run.group):
+            raise DataError(f"{self.name}/run.json: damaged: group: {run.group[:80]!a} is no run's name")
+        return replace(run, name=self.name)  # a folder may have been renamed
 
     def write(self, run: Run) -> None:
         """Write what the run is and how far it got."""
@@ -117,10 +190,20 @@ class RunFolder:
         return run
 
     def metrics(self) -> dict[str, Any]:
-        """Read the finished run's figures (empty before it has finished)."""
+        """Read the finished run's figures (empty before it has finished).
+
+        Raises:
+            DataError: the file is damaged, or a split lacks the task's metric.
+        """
         path = self.path / "metrics.json"
-        result: dict[str, Any] = read_json(path) if path.exists() else {}
-        return result
+        if not path.exists():
+            return {}
+        found: dict[str, Any] = {**records.read(path, _Metrics)}
+        metric = found["task"]["metric"]
+        for split in [name for name in ("validation", "test", "test_other") if name in found]:
+            if not isinstance(found[split].get(metric), int | float):
+                raise DataError(f"{self.name}/{path.name}: damaged: {split} has no {metric:.80}")
+        return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the finished run's figures."""
@@ -134,7 +217,8 @@ class RunFolder:
             metrics: figures by name; the part before the slash is train, eval, test, bench or model.
             event: what happened.
         """
-        line = json.dumps({"time": round(time.time(), 3), "event": event, "step": step, "metrics": metrics})
+        now = max(time.time(), self._last_time())  # a clock that is set back must not turn the figures' order
+        line = json.dumps({"time": round(now, 3), "event": event, "step": step, "metrics": metrics})
         with self.journal.open("a+b") as file:
             # A crash may have cut the last line short: the new one must not be lost with it.
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
@@ -143,15 +227,29 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
+    def _last_time(self) -> float:
+        """Return when the journal's last line was written; 0 where there is none, or it was cut short."""
+        if not self.journal.exists():
+            return 0.0
+        with self.journal.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LINE))
+            last = file.read().splitlines()[-1:]
+        try:
+            return float(_entry_of().validate_json(last[0] if last else b"")["time"])
+        except ValidationError:
+            return 0.0
+
     def entries(self) -> Iterator[dict[str, Any]]:
-        """Read the journal; a last line that a crash cut short is left out."""
+        """Read the journal; a line that a crash cut short, or that holds something else, is left out."""
         if not self.journal.exists():
             return
-        for line in self.journal.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        adapter = _entry_of()
+        with self.journal.open("rb") as file:
+            for line in file:
+                try:
+                    yield {**adapter.validate_json(line, strict=True)}
+                except ValidationError:
+                    continue
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -183,9 +281,25 @@ class RunFolder:
                 self.update(status="interrupted", error="stopped from outside")
                 raise
             except BaseException as error:
-                self.update(status="failed", error=f"{type(error).__name__}: {error}"[:500])
+                reason = f"{type(error).__name__}: {error}"[:500]
+                # A file's name may hold bytes that are no text.
+                self.update(status="failed", error=reason.encode("utf-8", "backslashreplace").decode())
                 raise
-            self.update(status="finished", finished=time.time())
+            self.update(status="finished", finished=max(time.time(), self.read().created))
+
+    def abandon(self) -> None:
+        """Write down, in place of a main process that may be lost, that the run can be gone on with."""
+        if self.read().status == "running":
+            self.update(status="interrupted", error="a process of the job was lost")
+
+
+def now() -> float:
+    """Return the time, later than that of every run here: a clock that is set back must not turn their order."""
+    try:
+        latest = max((folder.read().created for folder in every()), default=0.0)
+    except DataError:  # a damaged folder is told to who asks for it; it holds up no new run
+        latest = 0.0
+    return max(time.time(), latest + 0.001)
 
 
 def create(run: Run, recipe: str) -> RunFolder:
@@ -251,8 +365,11 @@ def begin_or_resume(name: str | None, resume: str | None) -> RunFolder | None:
 
 
 def refuse_taken(name: str) -> None:
-    """Raise UsageError when a name is no name for a run, or another run has it."""
-    if (runs_folder() / check_name(name)).exists():
+    """Raise UsageError when a name is no name for a run, or another run has it.
+
+    Of several processes the main one looks: it may have made the run already when another comes by.
+    """
+    if (runs_folder() / check_name(name)).exists() and processes.is_main():
         raise _taken(name)
 
 
@@ -267,15 +384,15 @@ def find(name: str) -> RunFolder:
         known = [folder.name for folder in every()]
         hint = nearest(name, known) if known else "; begin with distill teacher --recipe quickstart"
         raise UsageError(f"no run called {name!r} in {runs_folder().name}/{hint}")
-    return RunFolder(path)
+    folder = RunFolder(path)
+    folder.refuse_links()
+    return folder
 
 
 def every() -> list[RunFolder]:
     """List all runs, oldest first."""
     folders = [
-        RunFolder(p.parent)
-        for p in runs_folder().glob("*/run.json")
-        if not p.parent.name.startswith(("_", "."))
+        RunFolder(p.parent) for p in runs_folder().glob("*/run.json") if _NAME.fullmatch(p.parent.name)
     ]
     return sorted(folders, key=lambda folder: folder.read().created)
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from distill import logits, runs
+from distill import logits, processes, records, runs
 from distill.errors import UsageError
-from distill.files import read_json
 from distill.planning import size
 from distill.processes import is_main
 from distill.progress import duration, harmless, out, say
@@ -34,6 +33,11 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
+def _text(content: str) -> Text:
+    """Show what a file says as it stands: no markup, no control characters."""
+    return Text(harmless(content))
+
+
 def finished(folders: list[RunFolder]) -> None:
     """Show the figures of runs that have just finished, once for all processes."""
     if not is_main():
@@ -45,7 +49,7 @@ def finished(folders: list[RunFolder]) -> None:
         run, found = folder.read(), folder.metrics()
         metric = found["task"]["metric"]
         table.add_row(
-            run.name, run.model, run.role, metric, f"{found['validation'][metric]:.3f}", _test(found),
+            run.name, _text(run.model), run.role, _text(metric), f"{found['validation'][metric]:.3f}", _test(found),
             duration(found["train"]["seconds"]),
         )  # fmt: skip
     out.print(table)
@@ -65,6 +69,8 @@ def _test(found: dict[str, Any]) -> str:
 
 def plan(found: Plan) -> None:
     """Show what a run would do and cost."""
+    if not is_main():
+        return
     table = _table(
         "split", "rows", "labels", "tokens 5/50/95/100 %", "truncated", right=("rows", "truncated")
     )
@@ -76,7 +82,7 @@ def plan(found: Plan) -> None:
         table.add_row(
             name,
             f"{split['rows']:,}",
-            Text(harmless(labels) or "not read"),
+            _text(labels or "not read"),
             tokens,
             f"{split['truncated']:.1%}",
         )
@@ -106,7 +112,7 @@ def sweep(parts: list[Part]) -> None:
         count, done = count + len(part.names), done + finished
         steps += part.steps * (len(part.names) - finished)
         size = [f"{part.steps:,}", f"{part.parameters / 1e6:.1f}"] if part.steps else ["", ""]
-        table.add_row(Text(part.label), part.role, part.names[0], str(len(part.names)), str(finished), *size)
+        table.add_row(_text(part.label), part.role, part.names[0], str(len(part.names)), str(finished), *size)
     out.print(table)
     out.print(
         f"{count} runs, {done} of them finished; {steps:,} steps to make; {time_left(parts)}", markup=False
@@ -145,9 +151,9 @@ def runs_table() -> None:
         run, found = folder.read(), folder.metrics()
         metric = found["task"]["metric"] if found else ""
         split = "test" if "test" in found else "validation"
-        test = f"{metric} {found[split][metric]:.3f}" if found else ""
+        test = f"{metric} {found[split][metric]:.3f}" if split in found else ""
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
-        table.add_row(run.name, run.role, run.model, Text(harmless(run.recipe)), run.status, test, began)
+        table.add_row(run.name, run.role, _text(run.model), _text(run.recipe), run.status, _text(test), began)
     if table.row_count:
         out.print(table)
     else:
@@ -158,12 +164,12 @@ def caches() -> None:
     """List the caches of logits."""
     table = _table("cache", "rows", "labels", "window", "precision", "state", right=("rows", "window"))
     for folder in logits.every():
-        key = read_json(folder / "key.json")
+        key = records.read(folder / "key.json", logits.Key)
         whole = (folder / "manifest.json").is_file()
-        rows = f"{read_json(folder / 'manifest.json')['rows']:,}" if whole else ""
-        reading = key["reading"]
+        rows = f"{logits.manifest_of(folder)['rows']:,}" if whole else ""
+        window = f"{key['reading']['max_length']:,} {key['reading']['view']}"
         table.add_row(
-            folder.name, rows, Text(harmless(", ".join(key["labels"])[:40])), f"{reading['max_length']:,} {reading['view']}", key["precision"],
+            folder.name, rows, _text(", ".join(key["labels"])[:40]), _text(window), _text(key["precision"]),
             "whole" if whole else "unfinished",
         )  # fmt: skip
     if table.row_count:
@@ -217,11 +223,11 @@ def demo(name: str, seeds: int) -> None:
     began = time.monotonic()
     found = recipes.load(name)
     lead, group = f"{name}-teacher", f"{name}-student"
-    exists = (runs.runs_folder() / lead / "run.json").is_file()
+    exists = processes.agree((runs.runs_folder() / lead / "run.json").is_file())
     if exists and runs.find(lead).recipe.read_text(encoding="utf-8") != found.dump():
         raise UsageError(f"{lead} was run by another version of the recipe; move {runs.find(lead).path} away")
     say(f"1/3 teacher: {lead}")
-    if not exists or runs.find(lead).read().status != "finished":
+    if not exists or processes.agree(runs.find(lead).read().status) != "finished":
         finished([stages.train_teacher(found, name, None if exists else lead, lead if exists else None)])
     say(f"2/3 its logits, then {seeds} students, each beside its control: {group}")
     job = stages.StudentJob(
@@ -241,7 +247,7 @@ def ui(port: int) -> None:
     from distill import ui as pages
 
     for folder in runs.every():
-        tracking.sync(folder)
+        tracking.sync(folder, patient=True)
     newest = runs.every()
     experiment = newest[-1].read().experiment if newest else "distill"
     server, port = pages.start(port)

@@ -9,6 +9,7 @@ import contextlib
 import csv
 import json
 import logging
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill import hub
 from distill.errors import DataError, HubError, nearest
+from distill.files import expanded
 from distill.schema import Data
 from distill.streams import Shards
 
@@ -39,14 +41,30 @@ SHOWN = 30
 """Characters of a column's name in a message: the header may be missing, and a document stand in its place."""
 
 
+MAX_DEPTH = 100
+"""Of brackets in a jsonl; documents and answers stand four deep at most."""
+_DEEP = f"nested deeper than {MAX_DEPTH}; no document is"
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?')
+_BRACKET = re.compile(rb"[\[\]{}]")
 _QUOTE = "a text with the separator in it stands in quotes"
 
 
-def _quiet() -> None:
+def _prepare() -> None:
+    """Silence ``datasets``, and see to the place where it works."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well, and told once, by us
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise DataError(
+            f"data sets are cached in {cache}, which cannot be written; set HF_HOME to a folder that can"
+        )
 
 
 def check_columns(
@@ -99,7 +117,7 @@ def resolve(address: str, key: str = "data.source") -> Path | None:
     """
     if address.startswith("package://"):
         return hub.package_path(address)
-    path = Path(address).expanduser()
+    path = expanded(address)
     if path.exists() or parquet_files(path):
         return path
     endings = {*SUFFIXES, *([] if key == "data.source" else [LINES])}
@@ -122,7 +140,7 @@ def open_all(data: Data, names: Sequence[str]) -> dict[str, datasets.Dataset]:
         DataError: a file is missing, unreadable, not UTF-8, or not of its format; no such split.
         HubError: a hub data set that is neither here nor reachable.
     """
-    _quiet()
+    _prepare()
     if isinstance(data.source, dict):
         missing = [name for name in names if name not in data.source]
         if missing:
@@ -163,7 +181,7 @@ def open_text(
     """
     import datasets
 
-    _quiet()
+    _prepare()
     path = resolve(address, key)
     if path is None:
         found = _open_hub(data, address, ["train"], key, streaming=streaming)
@@ -264,6 +282,12 @@ def _csv_columns(path: Path, options: dict[str, Any]) -> list[str]:
     import pandas
 
     head = pandas.read_csv(path, dtype=str, nrows=1, **options)
+    if "names" not in options:
+        # pandas would rename the second of two equal names, and nobody would know which one is read.
+        first = pandas.read_csv(path, dtype=str, nrows=1, header=None, **options).iloc[0]
+        twice = first[first.duplicated() & first.astype(bool)]  # spreadsheets leave columns without a name
+        if len(twice):
+            raise DataError(f"{path.name}: two columns are called {twice.iloc[0]!r:.60}; rename one of them")
     if "names" in options:
         first = pandas.read_csv(path, dtype=str, nrows=1, **{**options, "names": None})
         if len(first.columns) != len(head.columns):
@@ -291,6 +315,7 @@ def _reading(path: Path, form: str) -> Iterator[None]:
                 pass
         if form == "jsonl":
             refuse_not_utf8(path)  # the JSON reader lets it pass, and the text breaks much later
+            _refuse_deep(path)
         yield
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
@@ -329,12 +354,54 @@ def _refuse_broken_line(path: Path) -> None:
     """Raise DataError with the first line that is no JSON object."""
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                value = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path.name}, line {number}: not JSON: {error.msg}") from None
-            if not isinstance(value, dict):
-                raise DataError(f'{path.name}, line {number}: must be an object, as in {{"text": "…"}}')
+            if line.strip():
+                json_object(line, f"{path.name}, line {number}")
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """Parse a line of a jsonl.
+
+    Raises:
+        DataError: it is no JSON object, has a key twice, is nested too deep, or holds half of a surrogate pair.
+    """
+    try:
+        value = json.loads(line, object_pairs_hook=_unique)
+        if "\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg}") from None
+    except KeyError as error:
+        raise DataError(f"{where}: key {error.args[0]!r:.60} twice") from None
+    except RecursionError:
+        raise DataError(f"{where}: {_DEEP}") from None
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: must be an object, as in {{"text": "…"}}')
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise KeyError(key)
+        result[key] = value
+    return result
+
+
+def _refuse_deep(path: Path) -> None:
+    """Raise DataError where brackets stand too deep: Arrow's reader would overflow the stack, and the process end."""
+    depth = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            bare = line.strip()
+            if bare[:1] == b"{" and bare[-1:] == b"}" and sum(map(bare.count, (b"{", b"[", b"]", b"}"))) == 2:
+                continue  # as most lines are; a string that is still open would be no JSON
+            for bracket in _BRACKET.findall(_STRING.sub(b"", line)):
+                depth = depth + 1 if bracket in b"[{" else max(0, depth - 1)
+                if depth > MAX_DEPTH:
+                    raise DataError(f"{path.name}, line {number}: {_DEEP}")
 
 
 def _open_hub(

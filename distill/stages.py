@@ -63,7 +63,12 @@ def _untrained_teacher(recipe: Recipe) -> tuple[Corpus, Classifier]:
 
 
 def train_teacher(
-    recipe: Recipe, recipe_name: str, name: str | None = None, resume: str | None = None
+    recipe: Recipe,
+    recipe_name: str,
+    name: str | None = None,
+    resume: str | None = None,
+    *,
+    any_processes: bool = False,
 ) -> RunFolder:
     """Fine-tune a teacher.
 
@@ -72,6 +77,7 @@ def train_teacher(
         recipe_name: for the run's tags.
         name: the run's; run1, run2, … where absent.
         resume: a run to go on with, whose recipe ``recipe`` is.
+        any_processes: on another number of processes, too.
 
     Returns:
         The finished run.
@@ -90,7 +96,9 @@ def train_teacher(
     weights = _weights(recipe, corpus)
     objective = Objective(corpus.task.kind, [Loss(kind="hard")], settings.label_smoothing, weights)
     with fitting.working(folder):
-        fitting.fit(folder, recipe, corpus, model, encoded, settings, objective, None)
+        fitting.fit(
+            folder, recipe, corpus, model, encoded, settings, objective, None, any_processes=any_processes
+        )
     return folder
 
 
@@ -120,6 +128,8 @@ class StudentJob:
     """What the names of its runs begin with; the group's name where absent."""
     against: str = ""
     """What the controls are called that its runs are held against, where ``student`` is another name."""
+    any_processes: bool = False
+    """Go on with runs of another number of processes."""
 
     def trains(self, role: Role) -> bool:
         """Say whether runs of this role are asked for."""
@@ -262,8 +272,9 @@ def _train_group(
                 pair = live.Pair(model, live_teacher, terms, seed)
             with fitting.working(folder):
                 fitting.fit(
-                    folder, recipe, corpus, model, {**encoded, "train": rows}, chosen, objective, target, pair
-                )
+                    folder, recipe, corpus, model, {**encoded, "train": rows}, chosen, objective, target, pair,
+                    any_processes=job.any_processes,
+                )  # fmt: skip
                 if own is not None:
                     _list_suspects(folder, corpus, own, tell=number == 0)
             metric, found = corpus.task.metric, folder.metrics()

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,9 +24,9 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from distill import yaml_strict
-from distill.errors import DistillError, HubError, UsageError
-from distill.files import read_json, replacing_folder, write_json
+from distill import records, yaml_strict
+from distill.errors import DataError, DistillError, HubError, UsageError
+from distill.files import replacing_folder, write_json
 from distill.runs import Run, RunFolder, every, runs_folder
 
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
@@ -45,6 +46,8 @@ _ENVIRONMENT = {
 }
 _ENTRIES_AT_ONCE = 500
 _SILENT_FOR = 60.0  # seconds without another try after a failure
+_HOLDS_UP = 20.0  # seconds at most that a run waits for its tracker while it goes on
+_HOLDS_UP_AT_THE_END = 300.0  # and when nobody trains: a model may take long to send
 
 _log = logging.getLogger("distill")
 _clients: dict[str, Any] = {}
@@ -137,10 +140,17 @@ def _experiment(client: Any, where: str, name: str) -> str:
 
 def _sent(folder: RunFolder, where: str) -> _Sent:
     """Read how far MLflow has got; another store, or a database made anew, has got nowhere."""
-    path, file = folder.path / "mlflow.json", sqlite_file(where)
-    state = _Sent(**read_json(path)) if path.exists() else _Sent("")
+    file, state = sqlite_file(where), _note(folder) or _Sent("")
     lost = file is not None and not file.exists()
     return _Sent(public(where)) if lost or state.uri != public(where) else state
+
+
+def _note(folder: RunFolder) -> _Sent | None:
+    """Read ``mlflow.json``; a damaged one is as good as none, for what is sent again changes nothing there."""
+    try:
+        return records.read(folder.path / "mlflow.json", _Sent)
+    except (DataError, FileNotFoundError):
+        return None
 
 
 def _name(name: str) -> str:
@@ -200,7 +210,7 @@ def _begin(client: Any, folder: RunFolder, run: Run, where: str) -> _Sent:
     there = client.search_runs([experiment], f"tags.`distill.run` = '{run.name}'")
     mine = [found for found in there if found.info.start_time == start]
     made = mine[0] if mine else client.create_run(experiment, start, _tags(run, where), run.name)
-    recipe = yaml_strict.parse(folder.recipe.read_text(encoding="utf-8"), folder.recipe.name)
+    recipe = yaml_strict.read(folder.recipe)
     # 6,000 characters are what MLflow takes in a parameter.
     params = [Param(_name(key), value[:6000]) for key, value in _flat(recipe)]
     client.log_batch(made.info.run_id, params=params)
@@ -232,7 +242,7 @@ def _send_metrics(client: Any, folder: RunFolder, sent: _Sent, entries: list[dic
 def _send_dataset(client: Any, folder: RunFolder, sent: _Sent, digest: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    recipe = yaml_strict.parse(folder.recipe.read_text(encoding="utf-8"), folder.recipe.name)
+    recipe = yaml_strict.read(folder.recipe)
     source = recipe["data"]["source"]
     name = Path(source if isinstance(source, str) else source.get("train", "data")).name
     data = Dataset(name[:500], digest[:36], "distill", json.dumps({"uri": source})[:65535])
@@ -285,6 +295,7 @@ def _send_result(
 
 
 def _send(folder: RunFolder, where: str) -> None:
+    folder.refuse_links()
     run, entries, sent = folder.read(), list(folder.entries()), _sent(folder, where)
     status, digest = _STATUS[run.status], str(run.facts.get("data", ""))
     if sent.status == status and sent.entries >= len(entries) and (sent.dataset or not digest):
@@ -315,14 +326,16 @@ def _send(folder: RunFolder, where: str) -> None:
     sent.save(folder)
 
 
-def sync(folder: RunFolder) -> bool:
+def sync(folder: RunFolder, *, patient: bool = False) -> bool:
     """Send MLflow what it does not have of a run yet: figures, and at the end files and status.
 
     Call it as often as wanted: nothing is sent twice, and after a failure MLflow is left alone for a
-    minute. A run that is resumed goes on in the same MLflow run.
+    minute. It comes back after 20 seconds whatever the store does, or after 5 minutes where nobody trains meanwhile; what
+    hangs is left behind in a thread. A run that is resumed goes on in the same MLflow run.
 
     Args:
         folder: the run.
+        patient: whether nobody trains meanwhile; so it is anyhow when the run has finished.
 
     Returns:
         Whether MLflow now has all of it.
@@ -330,32 +343,45 @@ def sync(folder: RunFolder) -> bool:
     where = uri()
     if time.monotonic() < _silent_until.get(where, 0):
         return False
-    try:
-        with FileLock(folder.path / ".mlflow.lock", timeout=3):
-            _send(folder, where)
-    except Timeout:
-        return False  # another process is sending this run
-    # Stores and artifact stores fail in their own ways (requests, SQLAlchemy, boto3, ...), and hours of
-    # training must not end because a tracker is down: the journal has every figure.
-    except Exception as error:
-        _silent_until[where] = time.monotonic() + _SILENT_FOR
-        if not _noticed:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            text = (
-                "MLflow cannot be reached (%s): figures stay in the journal; `distill sync` sends them later"
-            )
-            _log.warning(text, reason)
-            _noticed.add(where)
-        _log.debug("MLflow at %s failed", public(where), exc_info=True)
-        return False
-    return True
+    outcome: list[Exception | None] = []
+
+    def send() -> None:
+        try:
+            with FileLock(folder.path / ".mlflow.lock", timeout=limit if patient else 3):
+                _send(folder, where)
+            outcome.append(None)
+        # Stores and artifact stores fail in their own ways (requests, SQLAlchemy, boto3, ...), and hours of
+        # training must not end because a tracker is down: the journal has every figure.
+        except Exception as error:
+            outcome.append(error)
+
+    patient = patient or folder.read().status == "finished"
+    limit = _HOLDS_UP_AT_THE_END if patient else _HOLDS_UP
+    # A database driver may wait for ever; a daemon thread is one that the process does not wait for when it ends.
+    worker = threading.Thread(target=send, daemon=True)
+    worker.start()
+    worker.join(limit)
+    error = outcome[0] if outcome else TimeoutError(f"no answer in {limit:g} seconds")
+    if error is None:
+        return True
+    if isinstance(error, Timeout):
+        return False  # another process is sending this run, or a thread that was left behind
+    # What held a run up is left alone for as long again.
+    _silent_until[where] = time.monotonic() + (_SILENT_FOR if outcome else max(limit, _SILENT_FOR))
+    if not _noticed:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        text = "MLflow cannot be reached (%s): figures stay in the journal; `distill sync` sends them later"
+        _log.warning(text, reason)
+        _noticed.add(where)
+    _log.debug("MLflow at %s failed", public(where), exc_info=error)
+    return False
 
 
 def find_run(mlflow_run_id: str) -> RunFolder | None:
     """Find the run on this machine that has this MLflow run id."""
     for folder in every():
-        note = folder.path / "mlflow.json"
-        if note.exists() and read_json(note)["run_id"] == mlflow_run_id:
+        note = _note(folder)
+        if note is not None and note.run_id == mlflow_run_id:
             return folder
     return None
 

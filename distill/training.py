@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill import checkpoint, models
+from distill import checkpoint, models, sharding
 from distill.batching import collate, micro_batches, share, steps, steps_per_epoch
 from distill.checkpoint import TrainState
 from distill.encoding import Encoded
@@ -40,6 +40,8 @@ Lookup = Callable[[Array], Floats]
 """Row ids ``(documents,)`` to teacher logits ``(documents, classes)``."""
 Evaluate = Callable[[Any], dict[str, float]]
 """Validation figures by name."""
+ONE_WISH = 1.0
+"""Seconds within which a second SIGTERM repeats the first."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,10 @@ SECONDS_BETWEEN_RELEASES = 1.0
 
 
 class Stop:
-    """Whether somebody asked this process to end: the first signal waits for the step's end."""
+    """Whether somebody asked this process to end, and when: the first signal waits for the step's end."""
 
     asked = False
+    at = 0.0
 
 
 @contextmanager
@@ -69,9 +72,10 @@ def listening() -> Iterator[Stop]:
     stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        # A scheduler's SIGTERM reaches a launcher and its processes, and the launcher passes it on: that is one wish.
+        if stop.asked and (number == signal.SIGINT or time.monotonic() - stop.at > ONE_WISH):
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.asked, stop.at = True, time.monotonic()
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -130,6 +134,8 @@ def train(
     lookup: Lookup | None = None,
     on_evaluation: Callable[[], object] = lambda: None,
     pair: Pair | MaskedPair | None = None,
+    *,
+    any_processes: bool = False,
 ) -> Trained:
     """Train a model; it holds the weights of its best evaluation afterwards.
 
@@ -146,6 +152,7 @@ def train(
         lookup: the teacher's logits by row id, when the objective reads them.
         on_evaluation: called on the main process after each evaluation, for trackers.
         pair: the model with its teacher beside it, when the objective needs it live.
+        any_processes: go on with a checkpoint of another number of processes, too.
 
     Raises:
         Diverged: the loss is not finite.
@@ -160,6 +167,7 @@ def train(
     every = settings.evaluate_every or steps_per_epoch(data.draws, settings.batch_size)
     lengths = data.tokens
     rank = accelerator.process_index
+    saves = accelerator.is_main_process or sharding.is_on(accelerator)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
     if pair is not None:
         pair.teacher.to(accelerator.device)
@@ -167,7 +175,9 @@ def train(
     state, best_weights = TrainState(meaning=meaning), None
     whole = checkpoint.latest(folder.checkpoints)
     if whole is not None:
-        state, best_weights = checkpoint.load(whole, learner, optimizer.optimizer, meaning)
+        state, best_weights = checkpoint.load(
+            whole, learner, optimizer.optimizer, meaning, any_processes=any_processes
+        )
     began = time.monotonic() - state.seconds
     released = time.monotonic()
     wrapped.train()
@@ -222,18 +232,20 @@ def train(
                 wrapped.train()
                 if better(metric, found[metric], state.best):
                     state.best, state.best_step, state.since_best = found[metric], state.step, 0
-                    best_weights = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+                    best_weights = sharding.weights(model)
                 else:
                     state.since_best += 1
                 if accelerator.is_main_process:
                     folder.log(state.step, figures | {f"eval/{name}": value for name, value in found.items()})
+                if saves:
                     checkpoint.save(folder.checkpoints, learner, optimizer.optimizer, best_weights, state)
+                if accelerator.is_main_process:
                     on_evaluation()
             elif logged and accelerator.is_main_process:
                 folder.log(state.step, figures)
             if asked and state.step < total:
                 state.seconds = time.monotonic() - began
-                if accelerator.is_main_process:
+                if saves:
                     checkpoint.save(folder.checkpoints, learner, optimizer.optimizer, best_weights, state)
                 accelerator.wait_for_everyone()
                 raise Interrupted(
@@ -241,7 +253,7 @@ def train(
                 )
     if best_weights is None or state.best is None:
         raise Diverged(f"{folder.name}: no evaluation gave a {metric}; the model's outputs are not finite")
-    model.load_state_dict(best_weights)
+    sharding.load(model, best_weights)
     return Trained(state.step, state.seconds, state.tokens, state.best, state.best_step)
 
 
@@ -280,6 +292,12 @@ def _step(
     parts = micro_batches(data, documents[:1] if idle else mine, settings.tokens_per_batch, model.padding)
     sums = torch.zeros(len(objective.terms), device=accelerator.device)
     gradients = TermGradients(model, len(objective.terms)) if norms else None
+
+    def blank() -> None:
+        with accelerator.no_sync(wrapped):
+            accelerator.backward(wrapped(collate(data, documents[:1]).to(accelerator.device)).sum() * 0.0)
+
+    sharding.even_out(accelerator, len(parts), blank)
     for at, indices in enumerate(parts):
         logits = lookup(data.row_id[indices]) if lookup and objective.needs_logits else None
         batch = collate(data, indices, logits).to(accelerator.device)

@@ -13,6 +13,9 @@ from distill import tracking
 from distill.errors import DistillError, HubError, UsageError
 from distill.runs import runs_folder
 
+_HOSTS = ("localhost", "127.0.0.1", "localhost:*", "127.0.0.1:*")
+"""By what names a browser may ask; with any port, for one may be forwarded."""
+
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe_socket:
@@ -59,7 +62,13 @@ def start(port: int = 5000) -> tuple[subprocess.Popen[bytes] | None, int]:
     files, log = str(runs_folder() / "mlartifacts"), runs_folder() / "mlflow-server.log"
     # Job execution is for language-model judges: without it 2 processes and 0.5 GB do, not 10 and 2.3.
     # The store goes by the environment: its address may hold a password, and everybody sees arguments.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": where}
+    # MLflow's own list of hosts has 10.* in it, and so 10.evil.example, which a page from there can have lead here.
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": where,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_HOSTS),
+        "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false",
+    }
     command = [sys.executable, *f"-m mlflow server --host 127.0.0.1 --port {free} --workers 1".split()]
     command += ["--default-artifact-root", files, "--artifacts-destination", files]
     with log.open("wb") as output:

@@ -7,6 +7,7 @@ keys; each of these has spoiled somebody's long run.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -61,6 +62,21 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
 _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
+def read(path: Path) -> Any:
+    """Read a YAML file, and of one that is larger than a recipe can be no more than that.
+
+    Raises:
+        RecipeError: it cannot be read, or what :func:`parse` refuses.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        # The last character may be cut in two; such a file is refused for its length.
+        return parse(content.decode("utf-8", "ignore" if len(content) > MAX_BYTES else "strict"), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+
+
 def parse(text: str, where: str) -> Any:
     """Read YAML text.
 
@@ -86,8 +102,8 @@ def parse(text: str, where: str) -> Any:
                 open_anchors.pop()
             elif isinstance(event, yaml.events.AliasEvent):
                 aliases += 1
-                if event.anchor in open_anchors:
-                    raise RecipeError(f"{where}: *{event.anchor} stands inside itself; write it out flat")
+                if any(open_anchors):  # what is copied holds no copies: a few would make millions
+                    raise RecipeError(f"{where}: *{event.anchor} stands inside an anchor; write it out flat")
             if len(open_anchors) > MAX_DEPTH:
                 raise RecipeError(f"{where}: nested deeper than {MAX_DEPTH}; write it out flat")
             if aliases > MAX_ALIASES:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel
 
 from distill import pretrained
 from distill.errors import RecipeError
@@ -40,9 +39,7 @@ def build(kind: Any, made: Any, teacher: Path | None, max_length: int, lengthen:
     key = "student.init: teacher_embeddings"
     if teacher is None:
         raise RecipeError(f"{key} needs a teacher")
-    pretrained.read_config(str(teacher), "teacher")  # which says what cannot be read
-    source, info = AutoModel.from_pretrained(str(teacher), output_loading_info=True)
-    pretrained.refuse_missing(info["missing_keys"], str(teacher), "teacher")
+    source = pretrained.backbone(str(teacher), "teacher")
     found = getattr(source, "embeddings", None)
     if not all(hasattr(found, name) for name in SIZES):
         raise RecipeError(f"{key}: a {source.config.model_type} has no {', '.join(SIZES)}; take another init")

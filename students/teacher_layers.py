@@ -40,7 +40,7 @@ class Config(Student):
 
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build the sibling and copy the teacher's weights into it; the head is new."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     from distill import pretrained
 
@@ -48,9 +48,7 @@ def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None =
         raise RecipeError(
             "student.architecture: teacher_layers needs a teacher of the families " + ", ".join(SIBLINGS)
         )
-    pretrained.read_config(str(teacher), "teacher")  # which says what cannot be read
-    source, info = AutoModel.from_pretrained(str(teacher), output_loading_info=True)
-    pretrained.refuse_missing(info["missing_keys"], str(teacher), "teacher")
+    source = pretrained.backbone(str(teacher), "teacher")
     found = source.config
     if found.model_type not in SIBLINGS:
         raise RecipeError(

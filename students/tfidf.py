@@ -153,16 +153,27 @@ def fit(
 
 
 def load_predictor(folder: Path) -> TfIdf:
-    """Read what :meth:`TfIdf.save` wrote."""
+    """Read what :meth:`TfIdf.save` wrote.
+
+    Raises:
+        DataError: it is damaged.
+    """
     from safetensors.numpy import load_file
 
-    from distill.files import read_json
+    from distill import models, pretrained, records
+    from distill.errors import DataError
     from distill.tasks import TaskSpec
 
-    about = read_json(folder / "distill.json")
+    about = models.read_settings(folder)
+    assert about is not None, "models.load_predictor has read it"
     config = Config.model_validate(about["model"])
     task = TaskSpec(about["task"]["kind"], tuple(about["task"]["labels"]), about["task"]["metric"])
-    arrays = load_file(folder / "model.safetensors")
-    vectorizer = _vectorizer(config, vocabulary=read_json(folder / "vocabulary.json"))
-    vectorizer.idf_ = arrays["idf"]
+    terms = records.read(folder / "vocabulary.json", list[str])
+    with pretrained.reading(f"{folder}: cannot be loaded"):
+        arrays = load_file(folder / "model.safetensors")
+        shapes = [arrays[name].shape for name in ("idf", "weight", "bias")]
+        if shapes != [(len(terms),), (len(terms), task.classes), (task.classes,)]:
+            raise DataError(f"{folder}: damaged: vocabulary, labels and weights are of different sizes")
+        vectorizer = _vectorizer(config, vocabulary=terms)
+        vectorizer.idf_ = arrays["idf"]
     return TfIdf(vectorizer, arrays["weight"], arrays["bias"], task, config)

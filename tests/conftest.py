@@ -14,12 +14,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread only waits
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="distill-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+# `pytest tests/test_fuzz.py --hypothesis-profile soak` tries many more inputs, and others each time.
+settings.register_profile(
+    "suite",
+    max_examples=40,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile("soak", settings.get_profile("suite"), max_examples=2000, derandomize=False)
+settings.load_profile("suite")
 
 GOOD = "good great fine lovely superb warm bright clever".split()
 BAD = "bad poor dull awful weak cold dreary stupid".split()

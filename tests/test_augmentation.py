@@ -282,6 +282,16 @@ def test_copies_are_made_once_and_the_same_again(
         fitting.load_corpus(make({"seed": 1}))
 
 
+def test_damaged_and_half_written_copies_are_made_again(make: Any, runs: Path) -> None:
+    first = fitting.load_corpus(make({}))
+    (path,) = (runs / "_augmented").iterdir()
+    was = path.read_bytes()
+    path.write_bytes(was.replace(b"film", b"evil", 1))
+    (path.parent / f".{path.stem}.part.1234.tmp").write_text("half")
+    assert fitting.load_corpus(make({})).fingerprint == first.fingerprint
+    assert [(one, one.read_bytes()) for one in path.parent.iterdir()] == [(path, was)]
+
+
 def test_pairs_have_copies_of_both_texts_and_of_none_that_is_blank(
     make: Any, tmp_path: Path, runs: Path
 ) -> None:

@@ -99,7 +99,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         folder.write_metrics(
             {
                 "test": measure(kind, metric, found, [100, 400]),
-                "validation": {},
+                "validation": {metric: 0.5},
                 "model": {"parameters": 4_400_000, "bytes": 17_600_000},
                 "task": {"kind": kind, "labels": list(labels), "metric": metric},
                 "train": {"seconds": 1.0, "steps": 10},

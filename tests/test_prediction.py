@@ -252,7 +252,7 @@ def test_what_is_no_text_is_not_taken_for_lines(folder: RunFolder, tmp_path: Pat
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": 1.5}))
     for name, words in (
         ("rows.parquet", "no parquet is read here; write a csv or a jsonl of it"),
-        ("rows.json", "line 1: must be an object with the key of the text"),
+        ("rows.json", "line 1: must be an object"),
         ("rows.jsonl", r"line 1: no text in column 'text'$"),
     ):
         with pytest.raises(DataError, match=words):

@@ -39,7 +39,7 @@ def test_two_processes_train_what_one_does(runs: Path, recipe_file: Write) -> No
     alone = distill("teacher", "--recipe", recipe, "--name", "alone")
     assert alone.returncode == 0, alone.stderr
     shutil.rmtree(runs / "_augmented")
-    done = torchrun("teacher", "--recipe", recipe, "--name", "both")
+    done = distill("teacher", "--recipe", recipe, "--name", "both", "--processes", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("both") == 1, "results are told once"
     found = {name: json.loads((runs / name / "metrics.json").read_text()) for name in ("alone", "both")}

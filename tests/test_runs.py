@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,12 +117,49 @@ def test_a_second_worker_in_a_run_is_turned_away_and_changes_nothing() -> None:
         assert folder.read().status == "finished"
 
 
+def test_a_job_of_another_process_is_turned_away_until_that_one_ends_however_it_does() -> None:
+    folder = new("x")
+    hold = f"""
+import pathlib, time
+from distill.runs import RunFolder
+with RunFolder(pathlib.Path({str(folder.path)!r})).working():
+    print("held", flush=True)
+    time.sleep(100)
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="x: another process is working in this run"), folder.working():
+            pass
+        assert folder.read().status == "running"
+        other.kill()
+    with folder.working():
+        pass
+    assert folder.read().status == "finished"
+
+
+def test_a_clock_that_is_set_back_turns_no_order_and_no_duration(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1000.0, 900.0, 950.0, 1001.0])
+    folder = new("x", created=1000.0)
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    for step in range(4):
+        RunFolder(folder.path).log(step, {"a": 1.0})
+    assert [entry["time"] for entry in folder.entries()] == [1000.0, 1000.0, 1000.0, 1001.0]
+    monkeypatch.setattr("time.time", lambda: 10.0)
+    with folder.working():
+        pass
+    assert folder.read().finished == 1000.0
+    new("later", created=folders.now())
+    assert [run.name for run in folders.every()] == ["x", "later"]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
         (KeyboardInterrupt(), "interrupted", "stopped from outside"),
         (Interrupted("x"), "interrupted", "stopped from outside"),
         (ValueError("broken"), "failed", "ValueError: broken"),
+        (ValueError("a\udcffb"), "failed", r"ValueError: a\udcffb"),
     ],
 )
 def test_how_the_work_ended_is_written_down(error: BaseException, status: str, said: str) -> None:

@@ -407,7 +407,7 @@ def test_processes_add_up_to_what_one_computes(make: Make) -> None:
     parts: list[Tensor] = []
 
     class Rank:
-        num_processes, device = 2, torch.device("cpu")
+        num_processes, device, is_fsdp2 = 2, torch.device("cpu"), False
 
         def __init__(self, number: int) -> None:
             self.process_index = number

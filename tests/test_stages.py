@@ -209,10 +209,10 @@ def test_a_group_that_failed_in_the_middle_goes_on_there(
 ) -> None:
     real = training.train
 
-    def no_control(model: Any, rows: Any, objective: Any, *rest: Any) -> Any:
+    def no_control(model: Any, rows: Any, objective: Any, *rest: Any, **more: Any) -> Any:
         if not objective.needs_teacher:
             raise ValueError("broken")
-        return real(model, rows, objective, *rest)
+        return real(model, rows, objective, *rest, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "train", no_control)
@@ -452,10 +452,10 @@ def test_a_live_teacher_stands_beside_the_student_and_not_beside_its_control(
     beside: dict[str, bool] = {}
     real = training.train
 
-    def train(*arguments: Any) -> Any:
+    def train(*arguments: Any, **more: Any) -> Any:
         folder, pair = arguments[6], arguments[-1]
         beside[folder.name] = pair is not None
-        return real(*arguments)
+        return real(*arguments, **more)
 
     monkeypatch.setattr(fitting, "train", train)
     monkeypatch.setattr(caching, "cache_logits", None)  # no term reads logits: none are computed

@@ -184,11 +184,13 @@ def test_a_sweep_trains_each_once_from_one_cache_and_goes_on_where_it_stopped(
     real = training.train
     stop_at = 4
 
-    def train(model: Any, rows: Any, objective: Any, settings: Any, evaluate: Any, *rest: Any) -> Any:
+    def train(
+        model: Any, rows: Any, objective: Any, settings: Any, evaluate: Any, *rest: Any, **more: Any
+    ) -> Any:
         if len(trained) == stop_at:
             raise ValueError("power cut")
         trained.append(rest[1].name)
-        return real(model, rows, objective, settings, evaluate, *rest)
+        return real(model, rows, objective, settings, evaluate, *rest, **more)
 
     monkeypatch.setattr(fitting, "train", train)
     with pytest.raises(ValueError, match="power cut"):
@@ -447,7 +449,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
                 - (abs(temperature - 4) / 20 if job.only == "distilled" else 0)
             )
             figures = {"validation": {"accuracy": value}, "test": {"accuracy": 1 - value}}
-            folder.write_metrics({**figures, "train": {"seconds": 1.0, "steps": 1}})
+            task = {"kind": "single_label", "labels": ["bad", "good"], "metric": "accuracy"}
+            folder.write_metrics({**figures, "task": task, "train": {"seconds": 1.0, "steps": 1}})
 
     monkeypatch.setattr(stages, "train_students", train)
     return done

@@ -125,7 +125,7 @@ def recorded(name: str, setting: tuple[Recipe, Corpus], shift: float = 0.0) -> R
         labels = corpus.splits[split].labels  # type: ignore[index]
         assert labels is not None
         logits[split] = (rng.normal(size=labels.shape) + 2 * labels - 3 + move).astype(np.float32)
-    fitting.record(folder, found, corpus, logits, 1, {})
+    fitting.record(folder, found, corpus, logits, 1, {"seconds": 1.0, "steps": 1})
     return folder
 
 

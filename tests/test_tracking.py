@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import math
 import shutil
 import socket
+import sqlite3
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +74,10 @@ def finish(folder: RunFolder) -> None:
     (folder.model / "onnx" / "model.onnx").write_bytes(b"weights")
     folder.write_metrics(
         {
+            "task": {"kind": "single_label", "labels": ["bad", "good"], "metric": "accuracy"},
             "test": {"accuracy": 0.8, "by_length": [{"words": 100, "accuracy": 0.9}], "best": True},
             "validation": {"accuracy": 0.9},
+            "train": {"seconds": 1.0, "steps": 2},
             "model": {"parameters": 1000},
             "bench": {"ms": 2.5, "threads": {"1": 3}},
         }
@@ -508,3 +514,171 @@ def test_the_pages_are_served_to_this_machine_on_the_next_free_port() -> None:
         server.wait(20)
     assert not ui._is_up(port)
     assert not any(process.is_running() for process in family)
+
+
+def test_a_page_from_elsewhere_reads_and_changes_nothing_on_the_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither by a name of its own that leads to this machine (DNS rebinding), nor across origins."""
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "*")
+    monkeypatch.setenv("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", "true")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        free = held.getsockname()[1]
+    server, port = ui.start(free)
+    assert server is not None
+
+    def ask(host: str, origin: str | None = None) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        headers = {"Host": host, "Content-Type": "application/json"} | ({"Origin": origin} if origin else {})
+        connection.request("POST", "/api/2.0/mlflow/experiments/search", '{"max_results": 1}', headers)
+        try:
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    try:
+        own = f"127.0.0.1:{port}"
+        assert [ask(own), ask(f"localhost:{port}"), ask("localhost:8888"), ask(own, f"http://{own}")] == [
+            200
+        ] * 4
+        foreign = (
+            "evil.example",
+            f"evil.example:{port}",
+            "10.evil.example",
+            "192.168.evil.example",
+            "10.0.0.1",
+        )
+        assert [ask(host) for host in foreign] == [403] * 5
+        assert [
+            ask(own, origin) for origin in ("https://evil.example", "http://localhost.evil.example", "null")
+        ] == [403] * 3
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_a_server_that_accepts_and_never_answers_holds_a_run_up_for_seconds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = new()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as mute, caplog.at_level(logging.WARNING, logger="distill"):
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        assert not tracking.sync(folder)
+    assert "figures stay in the journal" in caplog.text
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.sync(folder)
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7)]
+
+
+def test_a_store_that_hangs_for_ever_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a database's driver may, which knows no time limit."""
+    folder, other, answers = new(), new("run2"), threading.Event()
+    real = tracking.client_of
+
+    def hangs(where: str) -> Any:
+        assert answers.wait(60)
+        return real(where)
+
+    monkeypatch.setattr(tracking, "client_of", hangs)
+    monkeypatch.setattr(tracking, "_HOLDS_UP", 0.05)
+    with caplog.at_level(logging.WARNING, logger="distill"):
+        assert not tracking.sync(folder)
+        assert not tracking.sync(other), "nor is it asked for another run"
+    assert "no answer in 0.05 seconds" in caplog.text
+    monkeypatch.undo()
+    answers.set()
+    monkeypatch.setenv("DISTILL_RUNS", str(folder.path.parent))
+    tracking._silent_until.clear()
+    for each in (folder, other):
+        finish(each)
+        assert tracking.sync(each), "the end waits for what was left behind"
+        assert history(each, "train/loss") == [(1, 0.9), (2, 0.7)]
+    assert number_of_runs() == 2
+
+
+class Dies:
+    """A client whose n-th writing call is the last: what was sent may have arrived (``late``), or not."""
+
+    def __init__(self, real: Any, left: int, late: bool) -> None:
+        self.real, self.left, self.late = real, left, late
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self.real, name)
+        if name.split("_")[0] not in ("log", "create", "update", "set"):
+            return call
+
+        def dying(*arguments: Any, **more: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                if self.late:
+                    call(*arguments, **more)
+                raise ConnectionError("gone")
+            return call(*arguments, **more)
+
+        return dying
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_sync_that_dies_at_any_call_is_made_good_with_every_figure_once(
+    late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_ENTRIES_AT_ONCE", 1)
+    real = tracking.client_of(tracking.uri())
+    for left in range(30):
+        folder = new(f"run{left}", facts={"data": "d" * 64})
+        finish(folder)
+        with monkeypatch.context() as broken:
+            broken.setattr(tracking, "client_of", lambda where, left=left: Dies(real, left, late))
+            died = not tracking.sync(folder)
+        tracking._silent_until.clear()
+        assert tracking.sync(folder)
+        assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7)]
+        assert history(folder, "test/accuracy") == [(2, 0.8)]
+        assert there(folder).info.status == "FINISHED"
+        assert len(there(folder).inputs.dataset_inputs) == 1
+        assert "model" in files(folder)
+        assert number_of_runs() == left + 1
+        if not died:
+            break
+    assert 5 < left < 29, "the calls of a whole sync were tried one by one"
+
+
+def test_a_database_that_another_process_has_locked_is_waited_for_or_left_for_later(runs: Path) -> None:
+    folder, other = new(), new("run2")
+    assert tracking.sync(folder)
+    folder.log(3, {"train/loss": 0.6})
+    with closing(sqlite3.connect(runs / "mlflow.db", check_same_thread=False)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        timer = threading.Timer(0.5, holder.rollback)
+        timer.start()
+        assert tracking.sync(folder)
+        timer.join()
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tracking, "_HOLDS_UP", 0.3)
+            assert not tracking.sync(other)
+        holder.rollback()
+    tracking._silent_until.clear()
+    finish(other)
+    assert tracking.sync(other)
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7), (3, 0.6)]
+    assert history(other, "train/loss") == [(1, 0.9), (2, 0.7)]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"uri": 3}', '{"uri": "x", "entries": "9"}', "\x00"])
+def test_a_damaged_note_of_what_was_sent_costs_no_figure_and_doubles_none(damage: str) -> None:
+    folder = new()
+    assert tracking.sync(folder)
+    run_id = note(folder)["run_id"]
+    (folder.path / "mlflow.json").write_text(damage)
+    assert tracking.find_run("0" * 32) is None
+    assert tracking.sync(folder)
+    assert note(folder)["run_id"] == run_id
+    assert history(folder, "train/loss") == [(1, 0.9), (2, 0.7)]

@@ -149,6 +149,18 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert cut.evaluations == whole.evaluations == 4
 
 
+def test_a_sigterm_that_comes_twice_at_once_is_one_wish_and_a_later_one_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with training.listening() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked
+        monkeypatch.setattr(training, "ONE_WISH", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_run_that_was_killed_goes_on_from_its_last_evaluation_to_the_same_bits(
     tmp_path: Path, make: Make
 ) -> None:
