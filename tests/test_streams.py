@@ -136,7 +136,7 @@ def test_neither_text_nor_token_ids_of_a_stream_are_held(
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     model = Model(architecture="any", max_length=256)
     peaks = []
-    for count in (1500, 4500):
+    for count in (2000, 5000):
         folder = tmp_path / str(count)
         folder.mkdir()
         line = " ".join(["good film"] * 50)
