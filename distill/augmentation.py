@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from distill import data, models, pretrained, processes
 from distill.data import Corpus, Rows
-from distill.encoding import TOKENIZED_AT_ONCE, Tokenizer
+from distill.encoding import Tokenizer
 from distill.errors import RecipeError
 from distill.files import replacing, sha256_file, sha256_json
 from distill.progress import track
@@ -75,7 +75,7 @@ def extend(recipe: Recipe, corpus: Corpus) -> Corpus:
         f"transfer: {len(rows):,} augmented copies of {sum(map(len, parts)):,} documents of "
         f"{' and '.join(settings.source)}, each drawn {settings.weight:g} times an epoch"
     )
-    rows = replace(rows, weights=np.full(len(rows), settings.weight))
+    rows = replace(rows, weights=np.broadcast_to(settings.weight, len(rows)))
     before = [corpus.splits["transfer"]] if "transfer" in corpus.splits else []
     splits = {**corpus.splits, "transfer": data.join([*before, rows])}
     return replace(corpus, splits=splits, notes=[*corpus.notes, *notes])
@@ -132,10 +132,11 @@ def _write(
 
 
 def _documents(rows: Rows) -> Iterator[tuple[int, str, str | None]]:
-    for start in range(0, len(rows), TOKENIZED_AT_ONCE):
-        part = slice(start, start + TOKENIZED_AT_ONCE)
-        for row_id, (text, pair) in zip(rows.row_id[part].tolist(), rows.texts(part), strict=True):
+    at = 0
+    for batch in rows.batches():
+        for row_id, (text, pair) in zip(rows.row_id[at : at + len(batch)].tolist(), batch, strict=True):
             yield row_id, text, pair
+        at += len(batch)
 
 
 def vary(

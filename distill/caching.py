@@ -16,6 +16,7 @@ from distill import (
     hub,
     inference,
     logits,
+    memory,
     models,
     planning,
     runs,
@@ -95,14 +96,17 @@ def cache_logits(
     key = logits.key_of(model, precision, recipe.cache.dtype)
     folder = logits.folder_of(key)
     names = [name for name in (splits or recipe.cache.splits) if name in corpus.splits]
-    wanted = np.unique(np.concatenate([corpus.splits[name].row_id for name in names]))
+    wanted = np.concatenate([corpus.splits[name].row_id for name in names])
     cached = logits.opened(folder, key, wanted)
     if cached is not None:
         return cached
-    encoded = {name: fitting.encode_rows(model, corpus.splits[name]) for name in names}
-    everything = concatenate(list(encoded.values()))
+    del wanted
+    everything = concatenate([fitting.encode_rows(model, corpus.splits[name]) for name in names])
+    memory.release_memory()
     rows = len(everything) if everything.units is None else int(everything.units.sum())
-    planning.require_disk((8 * len(everything) + 4 * corpus.task.classes * rows) * 2)
+    planning.require_disk(
+        2 * planning.cache_bytes(len(everything), rows, corpus.task.classes, recipe.cache.dtype)
+    )
     began = time.monotonic()
     mend = reporting_disk("mend that; distill cache goes on at the rows that are missing")
     with mend, fitting.reporting_memory():
@@ -112,7 +116,7 @@ def cache_logits(
     if accelerator.is_main_process:
         seconds = time.monotonic() - began
         passed: dict[str, Any] = {"largest_difference": gate.check_invariance(folder, key, model, everything)}
-        if "validation" in encoded:
+        if "validation" in names:
             evaluated = (
                 teacher.run.metrics()["validation"][corpus.task.metric]
                 if teacher.run and _same_data(teacher.run, corpus)

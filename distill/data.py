@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from distill import class_weights, sources
-from distill.encoding import epoch_size
+from distill import class_weights, sources, streams
+from distill.encoding import epoch_size, joined_weights
 from distill.errors import DataError
+from distill.ids import among, merge
 from distill.labels import read_labels
 from distill.schema import Data, Recipe, Split
 from distill.spans import Truth
+from distill.streams import READ_AT_ONCE, Source, Stream
 from distill.tasks import Array, TaskSpec, check_metric
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "validation", "test", "test_other", "transfer"]
 SPLITS: tuple[SplitName, ...] = ("test", "test_other", "validation", "train", "transfer")
 """Most held out first: a document that stands in two of them stays in the first."""
+Texts = Any
+"""``datasets.Dataset`` or ``Stream``."""
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]+(?:[eE][-+]?\d+)?\s*")
 
 
@@ -38,8 +42,8 @@ class Rows:
     """One split."""
 
     name: SplitName
-    dataset: datasets.Dataset
-    """Columns ``text``, for pairs ``text_pair``, and for labelled spans ``answers``."""
+    dataset: Texts
+    """Columns ``text``, for pairs ``text_pair``, and for labelled spans ``answers``; of transfer it may be a stream."""
     row_id: Array
     """``(n,)`` int64."""
     labels: Array | None
@@ -53,10 +57,33 @@ class Rows:
         return len(self.row_id)
 
     def texts(self, indices: Array | slice | None = None) -> list[tuple[str, str | None]]:
-        """Read documents as (text, text_pair or None)."""
+        """Read documents as (text, text_pair or None); of a stream they are not to be had in any order."""
+        assert not isinstance(self.dataset, Stream), "a stream is read by batches"
         part = self.dataset[:] if indices is None else self.dataset[indices]
         pairs = part.get("text_pair") or [None] * len(part["text"])
         return list(zip(part["text"], pairs, strict=True))
+
+    def batches(self) -> Iterator[list[tuple[str, str | None]]]:
+        """Read all documents in their order, some at a time.
+
+        Raises:
+            DataError: a stream has other documents than when its ids were taken, or cannot be read any more.
+        """
+        if not isinstance(self.dataset, Stream):
+            for start in range(0, len(self), READ_AT_ONCE):
+                yield self.texts(slice(start, start + READ_AT_ONCE))
+            return
+        at = 0
+        for batch in self.dataset.batches():
+            ids = self.row_id[at : at + len(batch)]
+            if [row_id(*texts) for texts in batch] != ids.tolist():
+                raise DataError(
+                    f"{self.name}: its text is not what it was when this command began; run it again"
+                )
+            at += len(batch)
+            yield batch
+        if at < len(self):
+            raise DataError(f"{self.name}: its text is shorter than when this command began; run it again")
 
     @property
     def draws(self) -> int:
@@ -66,7 +93,7 @@ class Rows:
     @cached_property
     def truth(self) -> Array | None:
         """What metrics read: the labels, or of spans ``(n,)`` the contexts with all their answers."""
-        if "answers" not in self.dataset.column_names:
+        if isinstance(self.dataset, Stream) or "answers" not in self.dataset.column_names:
             return self.labels
         result = np.empty(len(self), dtype=object)
         columns = (self.dataset[name] for name in ("text_pair", "answers"))
@@ -97,9 +124,10 @@ class Corpus:
         for name in SPLITS:
             if name in self.splits:
                 rows = self.splits[name]
-                digest.update(name.encode() + rows.row_id.tobytes())
+                digest.update(name.encode())
+                digest.update(rows.row_id.data)
                 digest.update(b"" if rows.labels is None else np.ascontiguousarray(rows.labels).tobytes())
-                if "answers" in rows.dataset.column_names:
+                if not isinstance(rows.dataset, Stream) and "answers" in rows.dataset.column_names:
                     digest.update(repr([one["text"] for one in rows.dataset["answers"]]).encode())
         return digest.hexdigest()
 
@@ -120,7 +148,7 @@ def row_id(text: str, pair: str | None = None) -> int:
 class _Source:
     """One split of the source after the filters; arrays are over the rows that are kept."""
 
-    dataset: datasets.Dataset
+    dataset: Source
     index: Array
     """``(n,)`` row in ``dataset``."""
     row_id: Array
@@ -128,60 +156,74 @@ class _Source:
     labels: Array | None
 
 
-def _kept(dataset: datasets.Dataset, data: Data, name: str, notes: list[str]) -> tuple[Array, Array, Array]:
-    """Apply the filters; return the kept rows' indices, ids and word counts."""
+@dataclass(frozen=True)
+class _Kept:
+    """What the filters leave of a source."""
+
+    index: Array
+    """``(n,)`` int64: the rows."""
+    row_id: Array
+    words: Array
+    read: int
+    """Rows of the source."""
+
+
+def _kept(dataset: Source, data: Data, name: str, notes: list[str]) -> _Kept:
+    """Apply the filters."""
     wanted = {k: v if isinstance(v, list) else [v] for k, v in data.where.items()}
     missed: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    index: list[int] = []
-    ids: list[int] = []
-    words: list[int] = []
     only_numbers = True
-    columns = [data.text, *([data.text_pair] if data.text_pair else []), *wanted]
+    columns = list(dict.fromkeys([data.text, *([data.text_pair] if data.text_pair else []), *wanted]))
     at = 0
-    for batch in dataset.select_columns(list(dict.fromkeys(columns))).iter(1000):
-        texts = batch[data.text]
-        pairs = batch[data.text_pair] if data.text_pair else [None] * len(texts)
-        for row, (text, pair) in enumerate(zip(texts, pairs, strict=True), start=at):
-            unlike = next(
-                (c for c, values in wanted.items() if not _is_one_of(batch[c][row - at], values)), None
-            )
-            if unlike is not None:
-                missed[unlike] += 1
-                continue
-            fields = ["" if f is None else str(f) for f in ((text, pair) if data.text_pair else (text,))]
-            if not all(f.strip() for f in fields):
-                if data.blank == "refuse":
-                    raise DataError(
-                        f"{name}, row {row + 1}: the document is blank; mend it, or set data.blank=drop"
-                    )
-                left_out["blank"] += 1
-                continue
-            count = sum(len(f.split()) for f in fields)
-            if data.min_words and count < data.min_words:
-                left_out["shorter than min_words"] += 1
-                continue
-            if data.max_words and count > data.max_words:
-                left_out["longer than max_words"] += 1
-                continue
-            only_numbers = only_numbers and _NUMBER.fullmatch(fields[0]) is not None
-            index.append(row)
-            ids.append(row_id(fields[0], fields[1] if data.text_pair else None))
-            words.append(count)
-        at += len(texts)
+
+    def rows() -> Iterator[tuple[int, int, int]]:
+        nonlocal at, only_numbers
+        for batch in streams.read(dataset, columns, name):
+            texts = batch[data.text]
+            pairs = batch[data.text_pair] if data.text_pair else [None] * len(texts)
+            for row, (text, pair) in enumerate(zip(texts, pairs, strict=True), start=at):
+                unlike = next(
+                    (c for c, values in wanted.items() if not _is_one_of(batch[c][row - at], values)), None
+                )
+                if unlike is not None:
+                    missed[unlike] += 1
+                    continue
+                fields = ["" if f is None else str(f) for f in ((text, pair) if data.text_pair else (text,))]
+                if not all(f.strip() for f in fields):
+                    if data.blank == "refuse":
+                        raise DataError(
+                            f"{name}, row {row + 1}: the document is blank; mend it, or set data.blank=drop"
+                        )
+                    left_out["blank"] += 1
+                    continue
+                count = sum(len(f.split()) for f in fields)
+                if data.min_words and count < data.min_words:
+                    left_out["shorter than min_words"] += 1
+                    continue
+                if data.max_words and count > data.max_words:
+                    left_out["longer than max_words"] += 1
+                    continue
+                only_numbers = only_numbers and _NUMBER.fullmatch(fields[0]) is not None
+                yield row, row_id(fields[0], fields[1] if data.text_pair else None), count
+            at += len(texts)
+
+    # A record a row, in one array that grows: lists of Python's numbers would take five times as much.
+    found = np.fromiter(rows(), [("row", np.int64), ("row_id", np.int64), ("words", np.int32)])
     notes += [f"{name}: {count:,} documents left out: {why}" for why, count in left_out.items()]
-    if not index:
+    if not len(found):
         reasons = [*(f"{count:,} {why}" for why, count in left_out.items())]
         for column, count in missed.items():
             seen = dict.fromkeys(f"{cell!r:.30}" for cell in dataset[:1000][column])
             shown = ", ".join(list(seen)[:10])
             reasons.append(f"{count:,} unlike data.where.{column}={wanted[column]} (it is {shown})")
-        raise DataError(f"{name}: no rows left of {len(dataset):,}: {'; '.join(reasons)}")
+        raise DataError(f"{name}: no rows left of {at:,}: {'; '.join(reasons)}")
     if only_numbers:
         raise DataError(
             f"{name}: column {data.text!r} holds a number in every row, and no text; name the text's column in data.text"
         )
-    return np.array(index), np.array(ids, dtype=np.int64), np.array(words, dtype=np.int32)
+    index, ids, words = (np.ascontiguousarray(found[field]) for field in ("row", "row_id", "words"))
+    return _Kept(index, ids, words, at)
 
 
 def _is_one_of(cell: Any, values: list[Any]) -> bool:
@@ -260,15 +302,19 @@ def _carve(source: _Source, wanted: dict[SplitName, Split], seed: int) -> dict[S
 
 def _without_repeats(source: _Source, name: str, notes: list[str]) -> _Source:
     """Keep the first of equal documents, so that the parts of a source share none."""
-    _, earliest, group = np.unique(source.row_id, return_index=True, return_inverse=True)
-    first = np.sort(earliest)
-    if len(first) < len(source.row_id):
-        note = f"{name}: {len(source.row_id) - len(first):,} repeated documents left out"
-        if source.labels is not None:
-            unlike = source.labels != source.labels[earliest[group]]
-            contrary = int(unlike.reshape(len(unlike), -1).any(axis=1).sum())
-            note += f", {contrary:,} of them with another label than the first" if contrary else ""
-        notes.append(note)
+    order = np.argsort(source.row_id, kind="stable")
+    ids = source.row_id[order]
+    fresh = np.concatenate([[True], ids[1:] != ids[:-1]])
+    if fresh.all():
+        return source
+    note = f"{name}: {int((~fresh).sum()):,} repeated documents left out"
+    if source.labels is not None:
+        firsts = order[fresh][np.cumsum(fresh) - 1]
+        unlike = source.labels[order] != source.labels[firsts]
+        contrary = int(unlike.reshape(len(unlike), -1).any(axis=1).sum())
+        note += f", {contrary:,} of them with another label than the first" if contrary else ""
+    notes.append(note)
+    first = np.sort(order[fresh])
     labels = None if source.labels is None else source.labels[first]
     return _Source(source.dataset, source.index[first], source.row_id[first], source.words[first], labels)
 
@@ -294,23 +340,23 @@ def load(recipe: Recipe) -> Corpus:
     label_columns = data.label if isinstance(data.label, list) else [data.label]
     texts = [data.text, *([data.text_pair] if data.text_pair else [])]
     notes: list[str] = []
-    kept: dict[str, tuple[Array, Array, Array]] = {}
+    kept: dict[str, _Kept] = {}
     for source, dataset in opened.items():
         own = label_columns if source in labelled else []
         sources.check_columns(dataset, [*texts, *data.where, *own], source)
         sources.check_text(dataset, texts, source)
         kept[source] = _kept(dataset, data, source, notes)
     labels = read_labels(
-        {source: (opened[source], kept[source][0]) for source in labelled}, data, recipe.task
+        {source: (opened[source], kept[source].index) for source in labelled}, data, recipe.task
     )
     task = TaskSpec(kind, labels.names, metric)
     class_weights.check(recipe.task.class_weights, task.labels)
 
     parts: dict[SplitName, tuple[_Source, Array]] = {}
     for source, dataset in opened.items():
-        index, ids, words = kept[source]
-        values = labels.numbers(dataset, index, source) if source in labelled else None
-        part = _Source(dataset, index, ids, words, values)
+        found = kept[source]
+        values = labels.numbers(dataset, found.index, source) if source in labelled else None
+        part = _Source(dataset, found.index, found.row_id, found.words, values)
         if data.deduplicate and len(by_source[source]) > 1:
             part = _without_repeats(part, source, notes)
         try:
@@ -345,7 +391,7 @@ def load(recipe: Recipe) -> Corpus:
     return Corpus(task, splits, notes)
 
 
-def read_text(data: Data, address: str, key: str, notes: list[str]) -> Rows:
+def read_text(data: Data, address: str, key: str, notes: list[str], *, streaming: bool = False) -> Rows:
     """Read a source of unlabelled text, each document once.
 
     Args:
@@ -353,18 +399,25 @@ def read_text(data: Data, address: str, key: str, notes: list[str]) -> Rows:
         address: of the source.
         key: the recipe's key that names it.
         notes: gets a sentence for whatever is left out.
+        streaming: leave the text where it is.
 
     Raises:
         DataError: it is missing, unreadable, has no such column or no rows.
     """
     own = data.model_copy(update={"where": {}, "format": "auto", "config": None})
-    dataset = sources.open_text(own, address, key)
+    dataset = sources.open_text(own, address, key, streaming=streaming)
     columns = [own.text, *([own.text_pair] if own.text_pair else [])]
     sources.check_columns(dataset, columns, address)
     sources.check_text(dataset, columns, address)
-    index, ids, words = _kept(dataset, own, address, notes)
-    part = _without_repeats(_Source(dataset, index, ids, words, None), address, notes)
-    return Rows("transfer", _texts(part, np.arange(len(part.index)), own), part.row_id, None, part.words)
+    found = _kept(dataset, own, address, notes)
+    part = _without_repeats(_Source(dataset, found.index, found.row_id, found.words, None), address, notes)
+    if not streaming:
+        texts = _texts(part, np.arange(len(part.index)), own)
+        return Rows("transfer", texts, part.row_id, None, part.words)
+    kept = np.zeros(found.read, bool)
+    kept[part.index] = True
+    stream = Stream((streams.Part(dataset, tuple(columns), kept, address),))
+    return Rows("transfer", stream, part.row_id, None, part.words)
 
 
 def without(rows: Rows, seen: Array, where: str, held: str, notes: list[str]) -> Rows:
@@ -373,13 +426,13 @@ def without(rows: Rows, seen: Array, where: str, held: str, notes: list[str]) ->
     Raises:
         DataError: all of them are.
     """
-    fresh = ~np.isin(rows.row_id, seen)
+    fresh = ~among(rows.row_id, np.sort(seen))
     dropped = int((~fresh).sum())
     if dropped == len(rows):
         raise DataError(f"{where}: every one of its {dropped:,} documents stands in {held} as well")
     if dropped:
         notes.append(f"{where}: {dropped:,} documents dropped that stand in {held} as well")
-    return rows.select(np.flatnonzero(fresh))
+    return rows.select(np.flatnonzero(fresh)) if dropped else rows
 
 
 def _with_unlabelled(transfer: Rows | None, data: Data, seen: Array, notes: list[str]) -> Rows:
@@ -395,7 +448,7 @@ def _with_unlabelled(transfer: Rows | None, data: Data, seen: Array, notes: list
     for number, source in enumerate(data.transfer):
         key = f"data.transfer.{number}"
         own = data.model_copy(update={"text": source.text or data.text})
-        rows = read_text(own, source.source, f"{key}.source", notes)
+        rows = read_text(own, source.source, f"{key}.source", notes, streaming=source.streaming)
         if data.deduplicate:
             rows = without(rows, seen, source.source, "test, validation, train or transfer", notes)
         if source.rows is not None:
@@ -405,29 +458,35 @@ def _with_unlabelled(transfer: Rows | None, data: Data, seen: Array, notes: list
                 )
             drawn = np.random.default_rng([data.seed, number]).choice(len(rows), source.rows, replace=False)
             rows = rows.select(np.sort(drawn))
-        seen = np.union1d(seen, rows.row_id)
+        seen = merge(seen, rows.row_id)
         notes.append(
             f"transfer: {len(rows):,} documents of {source.source}, each drawn {source.weight:g} times an epoch"
         )
-        parts.append(replace(rows, weights=np.full(len(rows), source.weight)))
+        parts.append(replace(rows, weights=np.broadcast_to(source.weight, len(rows))))
     return join(parts)
 
 
 def join(parts: Sequence[Rows]) -> Rows:
     """Put unlabelled rows one after another, as a transfer set."""
-    import datasets
-
-    weights = None
-    if any(part.weights is not None for part in parts):
-        weights = np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in parts])
+    if len(parts) == 1:
+        return replace(parts[0], name="transfer", labels=None)
     return Rows(
         "transfer",
-        datasets.concatenate_datasets([part.dataset.cast(parts[0].dataset.features) for part in parts]),
+        _chain([part.dataset for part in parts]),
         np.concatenate([part.row_id for part in parts]),
         None,
         np.concatenate([part.words for part in parts]),
-        weights,
+        joined_weights([(len(part), part.weights) for part in parts]),
     )
+
+
+def _chain(texts: Sequence[Texts]) -> Texts:
+    """Put texts one after another; they are a stream where one of them is."""
+    import datasets
+
+    if not any(isinstance(one, Stream) for one in texts):
+        return datasets.concatenate_datasets([one.cast(texts[0].features) for one in texts])
+    return Stream(tuple(part for one in texts for part in streams.parts_of(one)))
 
 
 def _unseen(train: Rows, task: TaskSpec) -> list[str]:

@@ -6,6 +6,7 @@ and RoBERTa's doubled separators come out as each model wants them.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,8 @@ import numpy as np
 from distill import spans
 from distill.files import sha256_json
 from distill.schema import Model
+from distill.spool import Joined, Slices, Spool
+from distill.streams import Stream
 from distill.tasks import UNREAD, Array, Floats
 from distill.views import cut, cut_pair
 
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 
 Tokenizer = Any
 """A transformers tokenizer."""
-TOKENIZED_AT_ONCE = 1000
 
 
 def epoch_size(documents: int, weights: Array | None) -> int:
@@ -32,18 +34,28 @@ def epoch_size(documents: int, weights: Array | None) -> int:
     return documents if weights is None else max(1, round(float(weights.sum())))
 
 
+def joined_weights(parts: Sequence[tuple[int, Array | None]]) -> Array | None:
+    """Put the weights of some documents, with their count, before those of others; None where nothing has any."""
+    if all(weights is None for _, weights in parts):
+        return None
+    each = [np.broadcast_to(1.0, count) if weights is None else weights for count, weights in parts]
+    if all(weights.strides == (0,) and weights[0] == each[0][0] for weights in each):
+        return np.broadcast_to(each[0][0], sum(map(len, each)))  # one number, which takes no memory
+    return np.concatenate(each)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A split as windows of token ids, packed one after another."""
 
-    token_ids: Array
-    """``(tokens,)`` int32, special tokens included."""
-    segments: Array
+    token_ids: Slices
+    """``(tokens,)`` of integers, special tokens included."""
+    segments: Slices
     """``(tokens,)`` uint8: 1 in the second text of a pair where the model tells them apart."""
     windows: Array
     """``(windows + 1,)`` int64: where each window begins in ``token_ids``."""
     documents: Array
-    """``(documents + 1,)`` int64: where each document begins in ``windows``."""
+    """``(documents + 1,)`` int32: where each document begins in ``windows``."""
     full_length: Array
     """``(documents,)`` int32: tokens of the whole document, special ones included."""
     row_id: Array
@@ -54,7 +66,7 @@ class Encoded:
     """``(documents,)`` bool."""
     weights: Array | None = None
     """``(documents,)`` float64: how often each document is drawn in an epoch; once where None."""
-    unit_of: Array | None = None
+    unit_of: Slices | None = None
     """Of spans, ``(tokens, 2)`` int32: the unit that each token begins in, and the one that it ends in; -1 where it is of
     none. The first of each window is of unit 0."""
     units: Array | None = None
@@ -76,20 +88,32 @@ class Encoded:
             (len(documents), int(self.units[documents].max(initial=1)), classes), UNREAD, np.float32
         )
 
+    @property
+    def _single(self) -> bool:
+        """Whether each document has one window, so that nothing need be kept twice."""
+        return len(self.windows) == len(self.documents)
+
     @cached_property
     def window_counts(self) -> Array:
-        """``(documents,)``: windows of each document."""
+        """``(documents,)`` int32: windows of each document."""
+        if self._single:
+            return np.broadcast_to(np.int32(1), len(self))
         return np.diff(self.documents)
 
     @cached_property
     def tokens(self) -> Array:
-        """``(documents,)``: tokens of each document's windows together."""
-        return np.diff(self.windows[self.documents])
+        """``(documents,)`` int32: tokens of each document's windows together."""
+        starts = self.windows if self._single else self.windows[self.documents]
+        # Cast before they are subtracted, without a copy: what is cut off cancels out.
+        return np.subtract(starts[1:], starts[:-1], dtype=np.int32, casting="same_kind")
 
     @cached_property
     def longest_window(self) -> Array:
-        """``(documents,)``: tokens of each document's longest window."""
-        return np.asarray(np.maximum.reduceat(np.diff(self.windows), self.documents[:-1]))
+        """``(documents,)`` int32: tokens of each document's longest window."""
+        if self._single:
+            return self.tokens
+        longest = np.maximum.reduceat(np.diff(self.windows), self.documents[:-1])
+        return np.asarray(longest, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -101,12 +125,14 @@ class Template:
     suffix: list[int]
     segments: tuple[int, int, int, int, int]
 
-    def fill(self, first: Sequence[int], second: Sequence[int] | None) -> tuple[list[int], list[int]]:
-        """Put one window together: token ids and segments."""
-        parts = [self.prefix, first, self.middle, second or [], self.suffix]
-        ids = [token for part in parts for token in part]
-        segments = [s for part, s in zip(parts, self.segments, strict=True) for _ in part]
-        return ids, segments
+    def fill(self, first: Sequence[int], second: Sequence[int] | None) -> list[int]:
+        """Put the token ids of one window together."""
+        return [*self.prefix, *first, *self.middle, *(second or ()), *self.suffix]
+
+    def segments_of(self, first: Sequence[int], second: Sequence[int] | None) -> list[int]:
+        """Return the segment of each of a window's tokens."""
+        parts = [self.prefix, first, self.middle, second or (), self.suffix]
+        return [s for part, s in zip(parts, self.segments, strict=True) for _ in part]
 
 
 def special_tokens(tokenizer: Tokenizer, *, pair: bool) -> Template:
@@ -146,6 +172,7 @@ def encode_texts(
     *,
     span: bool = False,
     notes: list[str] | None = None,
+    on_disk: bool = False,
 ) -> Encoded:
     """Tokenise documents and cut them into a model's windows.
 
@@ -156,24 +183,26 @@ def encode_texts(
         span: the texts are questions, and the second ones contexts: each window of a context stands behind its
             question, which takes at most a third of it; units are found.
         notes: gets a sentence for whatever is cut.
+        on_disk: keep what there is of each token in files (see spool.py).
 
     Returns:
         The documents with row ids of zero and without labels.
     """
-    token_ids: list[Array] = []
-    segments: list[Array] = []
-    window_lengths: list[int] = []
-    window_counts: list[int] = []
-    full: list[int] = []
-    unit_of: list[Array] = []
-    units: list[int] = []
+    numbers = np.uint16 if on_disk and len(tokenizer) <= 1 << 16 else np.int32
+    token_ids, segments, unit_of = (
+        Spool(dtype, row) if on_disk else [np.zeros((0, *row), dtype)]
+        for dtype, row in ((numbers, ()), (np.uint8, ()), (np.int32, (2,)))
+    )
+    window_lengths, window_counts, full, units = (array("i") for _ in range(4))
     shortened = 0
+    has_segments = False
     template: Template | None = None
     for batch in rows:
         if not batch:
             continue
         pair = batch[0][1] is not None
         template = template or special_tokens(tokenizer, pair=pair)
+        has_segments = any(template.segments)
         room = model.max_length - len(template.prefix) - len(template.middle) - len(template.suffix)
         firsts = tokenizer([t for t, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
         told = (
@@ -187,6 +216,7 @@ def encode_texts(
         views: list[tuple[Sequence[int], Sequence[int] | None]]
         batch_ids: list[int] = []
         batch_segments: list[int] = []
+        batch_units: list[Array] = []
         for (_, context), first, second, characters in zip(batch, firsts, seconds, offsets, strict=True):
             full.append(len(first) + len(second or ()) + model.max_length - room)
             if span:
@@ -204,7 +234,7 @@ def encode_texts(
                 before, after = (np.full((size, 2), -1) for size in sizes)
                 before[0] = 0
                 for place in places:
-                    unit_of += [before, touched[list(place)], after]
+                    batch_units += [before, touched[list(place)], after]
             elif second is None:
                 views = [
                     (window, None)
@@ -214,29 +244,41 @@ def encode_texts(
                 views = [cut_pair(first, second, room)]
             window_counts.append(len(views))
             for window in views:
-                ids, kinds = template.fill(*window)
+                ids = template.fill(*window)
                 window_lengths.append(len(ids))
                 batch_ids += ids
-                batch_segments += kinds
-        token_ids.append(np.array(batch_ids, dtype=np.int32))
-        segments.append(np.array(batch_segments, dtype=np.uint8))
+                if has_segments:
+                    batch_segments += template.segments_of(*window)
+        token_ids.append(np.array(batch_ids, dtype=numbers))
+        if has_segments:
+            segments.append(np.array(batch_segments, dtype=np.uint8))
+        if span:
+            unit_of.append(np.concatenate(batch_units).astype(np.int32))
     count = len(full)
     if notes is not None and shortened:
         notes.append(
             f"{shortened:,} of {count:,} questions are cut to a third of max_length ({model.max_length // 3} tokens)"
         )
+    windows = np.zeros(len(window_lengths) + 1, np.int64)
+    documents = np.zeros(count + 1, np.int32)
+    for offsets, lengths in ((windows, window_lengths), (documents, window_counts)):
+        np.cumsum(np.frombuffer(lengths, np.intc), out=offsets[1:])
     return Encoded(
-        token_ids=np.concatenate(token_ids) if token_ids else np.zeros(0, np.int32),
-        segments=np.concatenate(segments) if segments else np.zeros(0, np.uint8),
-        windows=np.concatenate([[0], np.cumsum(window_lengths, dtype=np.int64)]).astype(np.int64),
-        documents=np.concatenate([[0], np.cumsum(window_counts, dtype=np.int64)]).astype(np.int64),
-        full_length=np.array(full, dtype=np.int32),
+        token_ids=_whole(token_ids),
+        segments=_whole(segments) if has_segments else np.broadcast_to(np.uint8(0), int(windows[-1])),
+        windows=windows,
+        documents=documents,
+        full_length=np.frombuffer(full, np.intc),
         row_id=np.zeros(count, np.int64),
         labels=np.zeros(count, np.int64),
         labelled=np.zeros(count, bool),
-        unit_of=np.concatenate(unit_of).astype(np.int32) if span else None,
-        units=np.array(units, dtype=np.int32) if span else None,
+        unit_of=_whole(unit_of) if span else None,
+        units=np.frombuffer(units, np.intc) if span else None,
     )
+
+
+def _whole(values: Spool | list[Array]) -> Slices:
+    return values if isinstance(values, Spool) else np.concatenate(values)
 
 
 def encode(
@@ -254,13 +296,13 @@ def encode(
     """
 
     def batches() -> Iterable[list[tuple[str, str | None]]]:
-        for start in range(0, len(rows), TOKENIZED_AT_ONCE):
-            part = rows.texts(slice(start, start + TOKENIZED_AT_ONCE))
+        for part in rows.batches():
             yield part
             if progress is not None:
                 progress.advance(len(part))
 
-    encoded = encode_texts(tokenizer, batches(), model, span=span, notes=notes)
+    on_disk = isinstance(rows.dataset, Stream)
+    encoded = encode_texts(tokenizer, batches(), model, span=span, notes=notes, on_disk=on_disk)
     labels = rows.labels if rows.labels is not None else np.zeros(len(rows), np.int64)
     labelled = np.full(len(rows), rows.labels is not None)
     if span and rows.labels is not None:
@@ -283,31 +325,34 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     """Put splits one after another; unlabelled parts take the labels' shape of the labelled one."""
     shape = next((p.labels for p in parts if p.labelled.any()), parts[0].labels)
 
-    def offsets(name: str) -> Array:
-        lengths = np.concatenate([np.diff(getattr(p, name)) for p in parts])
-        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    def offsets(arrays: Sequence[Array]) -> Array:
+        result = np.zeros(1 + sum(len(one) - 1 for one in arrays), arrays[0].dtype)
+        at = 0
+        for one in arrays:
+            end = at + len(one) - 1
+            np.add(one[1:], result[at], out=result[at + 1 : end + 1])
+            at = end
+        return result
 
-    weights = None
-    if any(p.weights is not None for p in parts):
-        weights = np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in parts])
-    first = parts[0]
-    units = None if first.units is None else np.concatenate([p.units for p in parts if p.units is not None])
-    unit_of = (
-        None if first.unit_of is None else np.concatenate([p.unit_of for p in parts if p.unit_of is not None])
-    )
-    labels = [
-        p.labels if p.labelled.any() else np.zeros((len(p), *shape.shape[1:]), shape.dtype) for p in parts
-    ]
+    spans_of = [(p.unit_of, p.units) for p in parts if p.unit_of is not None]
+    labelled = np.concatenate([p.labelled for p in parts])
+    labels = np.zeros(
+        (len(labelled), *shape.shape[1:]), shape.dtype
+    )  # pages of it that stay zero take no memory
+    starts = np.cumsum([0, *map(len, parts)])
+    for start, part in zip(starts, parts, strict=False):
+        if part.labelled.any():
+            labels[start : start + len(part)] = part.labels
     return Encoded(
-        token_ids=np.concatenate([p.token_ids for p in parts]),
-        segments=np.concatenate([p.segments for p in parts]),
-        windows=offsets("windows"),
-        documents=offsets("documents"),
+        token_ids=Joined([p.token_ids for p in parts]),
+        segments=Joined([p.segments for p in parts]),
+        windows=offsets([p.windows for p in parts]),
+        documents=offsets([p.documents for p in parts]),
         full_length=np.concatenate([p.full_length for p in parts]),
         row_id=np.concatenate([p.row_id for p in parts]),
-        labels=np.concatenate(labels),
-        labelled=np.concatenate([p.labelled for p in parts]),
-        weights=weights,
-        unit_of=unit_of,
-        units=units,
+        labels=labels,
+        labelled=labelled,
+        weights=joined_weights([(len(p), p.weights) for p in parts]),
+        unit_of=Joined([places for places, _ in spans_of]) if spans_of else None,
+        units=np.concatenate([units for _, units in spans_of]) if spans_of else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distill import (
@@ -32,9 +32,9 @@ from distill.live import Pair
 from distill.losses import Objective
 from distill.masking import MaskedModel
 from distill.models import Classifier
-from distill.progress import say, track
+from distill.progress import duration, say, track
 from distill.runs import Role, Run, RunFolder
-from distill.schema import Recipe, Train
+from distill.schema import Cache, Recipe, Train
 from distill.tasks import Floats, quality
 from distill.training import Lookup, total_steps, train
 
@@ -60,6 +60,7 @@ def load_corpus(recipe: Recipe) -> Corpus:
         say(note)
     for name, rows in corpus.splits.items():
         say(f"{name}: {len(rows):,} documents")
+    memory.release_memory()
     return corpus
 
 
@@ -72,6 +73,7 @@ def encode_rows(model: Classifier, rows: Rows) -> Encoded:
         )
     for note in notes:
         say(f"{rows.name}: {note}")
+    memory.release_memory()
     return encoded
 
 
@@ -98,8 +100,24 @@ def cost_of(model: Classifier | MaskedModel, settings: Train, documents: Encoded
     longest = int(documents.longest_window.max())
     steps = total_steps(settings, documents.draws)
     return planning.estimate(
-        parameters, trained, hidden, len(models.layers(model.model)), heads, longest, settings, steps
-    )
+        parameters, trained, hidden, len(models.layers(model.model)), heads, longest, settings, steps, documents,
+        reading_of(model, settings),
+    )  # fmt: skip
+
+
+def reading_of(model: Classifier | MaskedModel, settings: Train) -> planning.Reading:
+    """Say what a model computes of each token: what its layers hold, and what its attention sees."""
+    layers = list(models.layers(model.model))
+    whole = isinstance(model, MaskedModel) or model.task.kind == "span" or model.padding is not None
+    if not whole:
+        layers.pop()  # of the last one the packed pass computes what the first token needs (see packed.py)
+    config = model.model.config
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    frozen = settings.freeze_layers
+    return planning.Reading(
+        sum(sizes), sum(sizes[frozen:]), int(getattr(config, "hidden_size", 0) or config.dim), len(layers),
+        len(sizes[frozen:]), model.keys if isinstance(model, Classifier) else lambda length: length,
+    )  # fmt: skip
 
 
 def check(model: Classifier | MaskedModel, settings: Train, documents: Encoded) -> None:
@@ -115,11 +133,17 @@ def check(model: Classifier | MaskedModel, settings: Train, documents: Encoded) 
 
 
 def plan(
-    title: str, corpus: Corpus, model: Classifier, settings: Train, trained: Sequence[str], notes: list[str]
+    title: str,
+    role: Role,
+    corpus: Corpus,
+    model: Classifier,
+    settings: Train,
+    trained: Sequence[str],
+    cache: Cache | None = None,
 ) -> Plan:
-    """Describe a training run without running it."""
+    """Describe a training run without running it, and with ``cache`` the caching of the model's logits."""
     splits: dict[str, dict[str, Any]] = {}
-    documents = []
+    documents, cached = [], []
     for name, rows in corpus.splits.items():
         encoded = encode_rows(model, rows)
         splits[name] = {
@@ -129,7 +153,40 @@ def plan(
         }
         if name in trained:
             documents.append(encoded)
-    return Plan(title, splits, cost_of(model, settings, concatenate(documents)), notes)
+        if cache is not None and name in cache.splits:
+            cached.append(encoded)
+    cost = cost_of(model, settings, concatenate(documents))
+    notes = time_left(role, cost)
+    if cache is not None and cached:
+        notes.append(_caching(model, settings, cached, cache))
+    return Plan(title, splits, cost, notes)
+
+
+def time_left(role: Role, cost: planning.Cost) -> list[str]:
+    """Say how long it would take at the rate of the newest run here of as many parameters and processes, if any."""
+    for folder in reversed(runs.every()):
+        run, found = folder.read(), folder.metrics()
+        if run.role != role or not found or run.facts.get("processes") != processes.count():
+            continue
+        rate = found["train"].get("tokens", 0) / max(found["train"]["seconds"], 1e-9)
+        if rate and found["model"]["parameters"] == cost.parameters:
+            return [f"about {duration(cost.tokens / rate)}, at {rate:,.0f} tokens a second as in {run.name}"]
+    return []
+
+
+def _caching(model: Classifier, settings: Train, parts: Sequence[Encoded], cache: Cache) -> str:
+    """Say what caching a teacher's logits of some splits costs."""
+    reading = reading_of(model, settings)
+    once = [replace(part, weights=None) for part in parts]
+    found = [planning.amount(part, reading.keys) for part in once]
+    tokens, pairs = (sum(one) for one in zip(*found, strict=True))
+    rows = sum(len(part) if part.units is None else int(part.units.sum()) for part in parts)
+    count = sum(map(len, parts))
+    bytes_ = planning.cache_bytes(count, rows, model.task.classes, cache.dtype)
+    return (
+        f"caching its logits of {count:,} documents afterwards: {tokens:,.0f} tokens, "
+        f"{reading.forward(tokens, pairs):.2g} FLOPs, {planning.size(bytes_)} of disk"
+    )
 
 
 def _precision(settings: Train) -> Precision:

@@ -87,13 +87,12 @@ def predict(
     """
     device = next(model.parameters()).device
     result = data.blank(indices, model.task.classes)
-    at = np.zeros(len(data), np.int64)
-    at[indices] = np.arange(len(indices))
+    order = np.argsort(indices)
 
     def work(part: Array) -> None:
         with torch.inference_mode(), autocast(precision, device):
             found = model(collate(data, part).to(device)).float().cpu().numpy()
-        result[at[part], : found.shape[1]] = found
+        result[order[np.searchsorted(indices, part, sorter=order)], : found.shape[1]] = found
         if progress is not None:
             progress.advance(int(data.tokens[part].sum()))
 

@@ -1,4 +1,4 @@
-"""The logit cache: content-addressed, joined by row id, complete or absent, memory-mapped.
+"""The logit cache: content-addressed, joined by row id, complete or absent, read row by row.
 
     <key>/key.json           what the logits depend on: weights, tokenizer, window, precision, labels
     <key>/<sha256[:32]>.safetensors    row_id (n,) int64 and logits (n, classes), named by their content;
@@ -12,6 +12,8 @@ missing. The key says nothing of the data: one cache serves every student, any t
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,8 +25,10 @@ from pydantic import ConfigDict
 from typing_extensions import NotRequired, TypedDict
 
 from distill import records
+from distill.batching import deal
 from distill.errors import LogitsError, nearest
 from distill.files import replacing, sha256_file, sha256_json, write_json
+from distill.ids import among
 from distill.progress import say, track
 from distill.runs import runs_folder
 from distill.schema import Cache
@@ -135,7 +139,7 @@ def _tensors(shard: Path) -> dict[str, Array]:
 
 
 def _ids(shard: Path) -> Array:
-    return _tensors(shard)["row_id"]
+    return _tensors(shard)["row_id"].copy()
 
 
 def _refuse_misshapen(arrays: dict[str, Array], key: Key, where: str) -> None:
@@ -154,9 +158,12 @@ def _refuse_misshapen(arrays: dict[str, Array], key: Key, where: str) -> None:
 
 
 def missing(folder: Path, row_ids: Array) -> Array:
-    """Return those of the row ids that no complete shard holds, sorted, each once."""
-    have = [_ids(shard) for shard in _shards(folder)]
-    return np.setdiff1d(row_ids, np.concatenate(have) if have else np.zeros(0, np.int64))
+    """Return where in ``row_ids`` those stand that no complete shard holds: each once, in the order of the ids."""
+    have = np.sort(np.concatenate([np.zeros(0, np.int64), *(_ids(shard) for shard in _shards(folder))]))
+    order = np.argsort(row_ids, kind="stable")
+    ids = row_ids[order]
+    first = np.concatenate([[True], ids[1:] != ids[:-1]])
+    return order[first & ~among(ids, have)]
 
 
 def write_shard(folder: Path, row_ids: Array, logits: Floats, dtype: str, units: Array | None = None) -> Path:
@@ -218,6 +225,7 @@ def fill(
         Rows that had to be computed, over all processes.
     """
     from distill.inference import predict
+    from distill.memory import release_memory
 
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) if accelerator.is_main_process else nullcontext():
@@ -226,26 +234,25 @@ def fill(
             for leftover in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
                 leftover.unlink(missing_ok=True)
         accelerator.wait_for_everyone()
-        wanted = missing(folder, data.row_id)
+        rows = missing(folder, data.row_id)
         accelerator.wait_for_everyone()
-        if not len(wanted):
+        if not len(rows):
             return 0
-        ids, first = np.unique(data.row_id, return_index=True)
-        rows = first[np.searchsorted(ids, wanted)]
-        # Documents of like length share a shard, and so a batch: little padding, and shards cut by tokens.
-        rows = rows[np.argsort(data.longest_window[rows], kind="stable")]
-        pieces = [
-            rows[at : at + settings.rows_per_shard] for at in range(0, len(rows), settings.rows_per_shard)
-        ]
-        mine = pieces[accelerator.process_index :: accelerator.num_processes]
-        # Documents would make the first estimates of the time left wrong: in a shard the longest come first.
+        # Documents of like length share a shard, and so a batch: little padding. The longest come first, as a
+        # lack of memory does then.
+        rows = rows[np.argsort(-data.longest_window[rows], kind="stable")]
+        most = settings.tokens_per_shard, settings.rows_per_shard
+        shares = deal(data.tokens[rows], *most, accelerator.num_processes)
+        mine = [rows[piece] for piece in shares[accelerator.process_index]]
+        # Documents would make the first estimates of the time left wrong: the longest come first.
         with track(title, sum(int(data.tokens[piece].sum()) for piece in mine), "tokens") as progress:
             for piece in mine:
                 logits = predict(model, data, piece, settings.tokens_per_batch, key["precision"], progress)
                 units = None if data.units is None else data.units[piece]
                 write_shard(folder, data.row_id[piece], logits, settings.dtype, units)
+                release_memory()
         accelerator.wait_for_everyone()
-        return len(wanted)
+        return len(rows)
 
 
 @contextmanager
@@ -272,6 +279,34 @@ def write_manifest(folder: Path, gate: dict[str, Any]) -> None:
     shards = [{"file": path.name, "rows": rows, "sha256": sha256_file(path)} for path, rows in sizes.items()]
     manifest = {"format": FORMAT, "rows": sum(sizes.values()), "shards": shards, "gate": gate}
     write_json(folder / "manifest.json", manifest)
+
+
+class _Stored:
+    """The logits of a shard, read from the disk and not mapped: a mapped file's pages count as the process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            about = json.loads(file.read(size))["logits"]
+        self._path = path
+        self._dtype = np.dtype({"F32": np.float32, "F16": np.float16}[about["dtype"]])
+        self._width = int(about["shape"][1])
+        self._start = 8 + size + int(about["data_offsets"][0])
+
+    def rows(self, rows: Array) -> Array:
+        """Read some rows, ``(n,)`` to ``(n, width)``."""
+        each = self._width * self._dtype.itemsize
+        with self._path.open("rb") as file:
+            handle = file.fileno()
+            found = b"".join(os.pread(handle, each, self._start + row * each) for row in rows.tolist())
+        return np.frombuffer(found, self._dtype).reshape(-1, self._width)
+
+    def between(self, first: int, end: int) -> Array:
+        """Read the rows from one on to before another."""
+        each = self._width * self._dtype.itemsize
+        with self._path.open("rb") as file:
+            found = os.pread(file.fileno(), (end - first) * each, self._start + first * each)
+        return np.frombuffer(found, self._dtype).reshape(-1, self._width)
 
 
 class Logits:
@@ -304,30 +339,30 @@ class Logits:
             names = [folder / Path(shard["file"]).name for shard in manifest_of(folder)["shards"]]
         else:
             names = _shards(folder)
-        ids, shard_of, row_of, self._maps = [], [], [], []
+        ids = [np.zeros(0, np.int64)]
+        self._stored: list[_Stored] = []
         self._offsets: list[Array] = []
         """Of spans: where each row's units begin in a shard."""
-        for number, path in enumerate(names):
+        for path in names:
             arrays = _tensors(path)
             _refuse_misshapen(arrays, self.key, f"{folder.name}: shard {path.name}")
-            row_ids = arrays["row_id"]
-            self._maps.append(arrays["logits"])
+            ids.append(arrays["row_id"].copy())  # a view would keep all of the file mapped
+            self._stored.append(_Stored(path))
             if "offsets" in arrays:
-                self._offsets.append(arrays["offsets"])
-            ids.append(row_ids)
-            shard_of.append(np.full(len(row_ids), number, np.int32))
-            row_of.append(np.arange(len(row_ids), dtype=np.int32))
-        everything = np.concatenate(ids) if ids else np.zeros(0, np.int64)
-        self._ids, order = np.unique(everything, return_index=True)
-        self._shard = np.concatenate(shard_of)[order] if ids else np.zeros(0, np.int32)
-        self._row = np.concatenate(row_of)[order] if ids else np.zeros(0, np.int32)
+                self._offsets.append(arrays["offsets"].copy())
+        self._starts = np.cumsum([0, *map(len, ids[1:])])
+        """Where each shard's rows begin among all."""
+        everything = np.concatenate(ids)
+        del ids
+        self._order = np.argsort(everything, kind="stable").astype(np.uint32)
+        self._ids = everything[self._order]
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def require(self, row_ids: Array) -> None:
         """Raise LogitsError unless every row is here."""
-        absent = ~np.isin(row_ids, self._ids)
+        absent = ~among(row_ids, self._ids)
         if absent.any():
             raise LogitsError(
                 f"{self.folder.name}: {int(absent.sum()):,} of {len(row_ids):,} rows have no cached logits (the first is row id "
@@ -339,19 +374,21 @@ class Logits:
         at = np.minimum(np.searchsorted(self._ids, row_ids), max(len(self._ids) - 1, 0))
         if not len(self._ids) or not (self._ids[at] == row_ids).all():
             self.require(row_ids)
-        shards, rows = self._shard[at], self._row[at]
+        places = self._order[at].astype(np.int64)
+        shards = np.searchsorted(self._starts, places, side="right") - 1
+        rows = places - self._starts[shards]
         if self._offsets:
             return self._units(shards, rows)
         result = np.empty((len(row_ids), len(self.key["labels"])), np.float32)
         for shard in np.unique(shards):
             mask = shards == shard
-            result[mask] = self._maps[shard][rows[mask]]
+            result[mask] = self._stored[shard].rows(rows[mask])
         return result
 
     def _units(self, shards: Array, rows: Array) -> Floats:
         """Lay rows of different numbers of units out as a rectangle, ``(n, units, 2)``."""
         found = [
-            self._maps[shard][slice(*self._offsets[shard][row : row + 2])]
+            self._stored[shard].between(*self._offsets[shard][row : row + 2].tolist())
             for shard, row in zip(shards, rows, strict=True)
         ]
         result = np.full((len(found), max(map(len, found), default=1), 2), UNREAD, np.float32)
@@ -374,7 +411,7 @@ def opened(folder: Path, key: dict[str, Any], row_ids: Array) -> Logits | None:
     if not all((folder / Path(shard["file"]).name).is_file() for shard in shards):
         return None
     cache = Logits(folder, key)
-    return cache if np.isin(row_ids, cache._ids).all() else None
+    return cache if among(row_ids, cache._ids).all() else None
 
 
 def refuse_difference(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

@@ -8,7 +8,8 @@ read, with ``distill.json`` beside for the view.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -100,6 +101,9 @@ class Classifier(nn.Module):
         """How the forward pass pads, where it does."""
         if hasattr(module, "padding"):
             self.padding = module.padding(model, config)
+        own = getattr(module, "keys", None)
+        self.keys: Callable[[int], int] = partial(own, model, config) if own else lambda length: length
+        """From a window's length to how many keys each of its tokens sees (see planning.py)."""
 
     @property
     def labels(self) -> list[str]:

@@ -30,7 +30,7 @@ from distill import (
     tracking,
 )
 from distill.data import Rows
-from distill.encoding import TOKENIZED_AT_ONCE, Encoded, Tokenizer
+from distill.encoding import Encoded, Tokenizer
 from distill.errors import RecipeError
 from distill.files import replacing_folder, sha256_json
 from distill.masked_live import MaskedPair
@@ -165,8 +165,7 @@ def _pack(model: MaskedModel, rows: Rows, name: str) -> Encoded:
     with track(f"tokenising {name}", len(rows), "documents") as progress:
 
         def batches() -> Iterable[list[tuple[str, str | None]]]:
-            for start in range(0, len(rows), TOKENIZED_AT_ONCE):
-                part = rows.texts(slice(start, start + TOKENIZED_AT_ONCE))
+            for part in rows.batches():
                 yield part
                 progress.advance(len(part))
 
@@ -214,7 +213,8 @@ def plan(recipe: Recipe) -> fitting.Plan:
         for name, windows in (("corpus", found.windows), ("validation", found.held_out))
     }
     cost = fitting.cost_of(found.model, recipe.pretraining.train, found.windows)
-    return fitting.Plan(f"pre-training {recipe.student.architecture}", splits, cost)
+    title = f"pre-training {recipe.student.architecture}"
+    return fitting.Plan(title, splits, cost, fitting.time_left("pretrained", cost))
 
 
 def pretrain(

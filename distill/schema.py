@@ -114,13 +114,16 @@ class Unlabelled(Strict):
 
     source: str
     """As data.source, or a .txt file with one document a line; of a hub data set, its split train. A csv is read
-    with data.columns and data.quotes."""
+    with data.columns and data.quotes. Several .parquet files: their folder, or ``folder/train-*.parquet``."""
     text: str | None = None
     """The text's column; that of data.text where absent."""
     rows: Count | None = None
     """Draw this many of its documents; all of them where absent."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often a document is drawn in an epoch of a student's training; rows of data.source are drawn once."""
+    streaming: bool = False
+    """Hold neither its text nor its token ids in memory, and make no copy of it on disk (see streams.py). It is read
+    anew for each model that reads it; what is learned stays the same to the bit."""
 
 
 class Augment(Strict):
@@ -165,7 +168,8 @@ class Data(Strict):
     """Where rows come from and which of their columns matter."""
 
     source: str | dict[str, str]
-    """A file, a folder of class folders, ``package://name/path``, or a hub id; or one for each split."""
+    """A file, a folder of class folders or of .parquet files, ``folder/train-*.parquet``, ``package://name/path``, or a
+    hub id; or one for each split."""
     config: str | None = None
     """The configuration of a hub data set."""
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "folder", "hub"] = "auto"
@@ -432,7 +436,10 @@ class Student(Model):
 class Cache(Strict):
     """How logits are written down."""
 
+    tokens_per_shard: Count = 1048576
+    """What a pass that is killed loses of each process at most; fewer where the processes would not have one each."""
     rows_per_shard: Count = 4096
+    """A shard of short documents ends here."""
     tokens_per_batch: Annotated[int, Field(ge=64)] = 16384
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     dtype: Literal["float32", "float16"] = "float32"

@@ -89,8 +89,8 @@ def plan(found: Plan) -> None:
     out.print(table)
     cost = found.cost
     out.print(
-        f"{found.title}: {cost.parameters:,} parameters, {cost.steps:,} steps, about {size(cost.memory)} of memory "
-        f"and {size(cost.disk)} of disk",
+        f"{found.title}: {cost.parameters:,} parameters, {cost.steps:,} steps, {cost.tokens:,} tokens, {cost.flops:.2g} FLOPs, "
+        f"about {size(cost.memory)} of memory and {size(cost.disk)} of disk",
         markup=False,
     )
     for note in found.notes:

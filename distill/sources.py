@@ -19,6 +19,7 @@ from distill import hub
 from distill.errors import DataError, HubError, nearest
 from distill.files import expanded
 from distill.schema import Data
+from distill.streams import Shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ SUFFIXES = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+PARQUET = ".parquet"
 LINES = ".txt"
 """The ending of a file with one document a line: unlabelled text."""
 SHOWN = 30
@@ -65,7 +67,9 @@ def _prepare() -> None:
         )
 
 
-def check_columns(dataset: datasets.Dataset, columns: Sequence[str], where: str) -> None:
+def check_columns(
+    dataset: datasets.Dataset | datasets.IterableDataset | Shards, columns: Sequence[str], where: str
+) -> None:
     """Refuse a data set that lacks a column, with the nearest name that it has."""
     for column in columns:
         if column not in dataset.column_names:
@@ -78,7 +82,9 @@ def check_columns(dataset: datasets.Dataset, columns: Sequence[str], where: str)
             raise DataError(f"{where}: no column {column!r}{nearest(column, known)}{fix}")
 
 
-def check_text(dataset: datasets.Dataset, columns: Sequence[str], where: str) -> None:
+def check_text(
+    dataset: datasets.Dataset | datasets.IterableDataset | Shards, columns: Sequence[str], where: str
+) -> None:
     """Refuse a text column that holds lists or mappings."""
     import datasets
 
@@ -112,7 +118,7 @@ def resolve(address: str, key: str = "data.source") -> Path | None:
     if address.startswith("package://"):
         return hub.package_path(address)
     path = expanded(address)
-    if path.exists():
+    if path.exists() or parquet_files(path):
         return path
     endings = {*SUFFIXES, *([] if key == "data.source" else [LINES])}
     if hub.is_hub_id(address) and path.suffix not in endings:
@@ -150,33 +156,67 @@ def open_all(data: Data, names: Sequence[str]) -> dict[str, datasets.Dataset]:
     return {name: found[name] for name in names}
 
 
-def open_text(data: Data, address: str, key: str) -> datasets.Dataset:
+def parquet_files(path: Path) -> list[str]:
+    """List the .parquet files of a folder, that one, or those that a ``*`` in its name stands for, sorted by name."""
+    folder, pattern = (path, "*") if path.is_dir() else (path.parent, path.name)
+    found = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    return [str(file) for file in found if file.suffix.lower() == PARQUET and file.is_file()]
+
+
+def open_text(
+    data: Data, address: str, key: str, *, streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset | Shards:
     """Open a source of unlabelled text: every split of a folder, ``train`` of all else.
 
     Args:
         data: how files are read; its own source is not.
-        address: a file (a .txt has one document a line), a folder of folders, ``package://name/path`` or a hub id.
+        address: a file (a .txt has one document a line), a folder of folders or of .parquet files,
+            ``package://name/path`` or a hub id.
         key: the recipe's key that names it, for messages.
+        streaming: leave it where it is: .parquet files and hub data sets.
 
     Raises:
-        DataError: it is missing, unreadable, not UTF-8, or not of its format.
+        DataError: it is missing, unreadable, not UTF-8, or not of its format, or of one that is not streamed.
         HubError: a hub data set that is neither here nor reachable.
     """
     import datasets
 
     _prepare()
     path = resolve(address, key)
-    if path is not None and path.is_file() and path.suffix.lower() not in (*SUFFIXES, LINES):
+    if path is None:
+        found = _open_hub(data, address, ["train"], key, streaming=streaming)
+        return found["train"]
+    if path.is_file() and path.suffix.lower() not in (*SUFFIXES, LINES):
         raise DataError(f"{key}: {path.name}: unknown ending; must be {LINES}, {', '.join(SUFFIXES)}")
-    if path is None or path.suffix.lower() != LINES:
-        found = _open_hub(data, address, ["train"], key) if path is None else _open(data, str(path), address)
-        return datasets.concatenate_datasets(list(found.values()))
+    if streaming:
+        if not (files := parquet_files(path)):
+            raise DataError(
+                f"{key}: {address}: only {PARQUET} files and hub data sets are streamed; convert it, or leave streaming out"
+            )
+        return _open_shards(files)
+    if path.suffix.lower() != LINES:
+        return datasets.concatenate_datasets(list(_open(data, str(path), address).values()))
     with _reading(path, "text"):
         refuse_not_utf8(path)
         lines: datasets.Dataset = datasets.load_dataset(
             "text", data_files=str(path), split="train", encoding="utf-8-sig"
         )
     return lines.rename_column("text", data.text) if data.text != "text" else lines
+
+
+def _open_shards(files: Sequence[str]) -> Shards:
+    """Open .parquet files; one that is none, or has other columns than the first, is named."""
+    import datasets
+    import pyarrow.parquet
+
+    schemas = []
+    for file in files:
+        with _reading(Path(file), "parquet"):
+            schemas.append(pyarrow.parquet.read_schema(file))
+    for file, schema in zip(files, schemas, strict=True):
+        if missing := set(schemas[0].names) - set(schema.names):
+            raise DataError(f"{Path(file).name}: no column {min(missing)!r}, which {Path(files[0]).name} has")
+    return Shards(tuple(files), datasets.Features.from_arrow_schema(schemas[0]))
 
 
 def _open(
@@ -188,6 +228,9 @@ def _open(
     if path is None:
         return _open_hub(data, address, names)
     form: str = data.format
+    shards = parquet_files(path) if path.is_dir() or not path.exists() else []
+    if form == "auto" and shards:
+        form = "parquet"
     if form == "auto":
         form = "folder" if path.is_dir() else SUFFIXES.get(path.suffix.lower(), "auto")
     if form == "auto":
@@ -199,12 +242,14 @@ def _open(
     options: dict[str, Any] = {}
     if form in ("csv", "tsv"):
         # "NA" and "null" are words that people write: nothing is read as missing.
-        options = {"delimiter": "\t" if form == "tsv" else ",", "keep_default_na": False}
+        options |= {"delimiter": "\t" if form == "tsv" else ",", "keep_default_na": False}
         if data.columns:
             options |= {"names": data.columns, "header": None}
         if not data.quotes:
             options["quoting"] = csv.QUOTE_NONE
     builder = {"csv": "csv", "tsv": "csv", "jsonl": "json", "parquet": "parquet"}[form]
+    if shards:
+        _open_shards(shards)  # of many files, the one that is none is named
     with _reading(path, form):
         if builder == "csv":
             if form == "tsv" and data.quotes:
@@ -212,7 +257,8 @@ def _open(
             # All as text: types that are guessed from the first rows fail on a later one.
             columns = _csv_columns(path, options)
             options["features"] = datasets.Features({name: datasets.Value("string") for name in columns})
-        return {"train": datasets.load_dataset(builder, data_files=str(path), split="train", **options)}
+        files = shards or str(path)
+        return {"train": datasets.load_dataset(builder, data_files=files, split="train", **options)}
 
 
 def _refuse_loose_quotes(path: Path) -> None:
@@ -262,10 +308,11 @@ def _reading(path: Path, form: str) -> Iterator[None]:
 
     name = path.name or str(path)
     try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{name}: the file is empty")
-        with path.open("rb"):
-            pass
+        if path.is_file():
+            if path.stat().st_size == 0:
+                raise DataError(f"{name}: the file is empty")
+            with path.open("rb"):
+                pass
         if form == "jsonl":
             refuse_not_utf8(path)  # the JSON reader lets it pass, and the text breaks much later
             _refuse_deep(path)
@@ -358,13 +405,16 @@ def _refuse_deep(path: Path) -> None:
 
 
 def _open_hub(
-    data: Data, address: str, names: Sequence[str], key: str = "data.source"
-) -> dict[str, datasets.Dataset]:
+    data: Data, address: str, names: Sequence[str], key: str = "data.source", *, streaming: bool = False
+) -> dict[str, Any]:
     online = hub.reachable()
     import datasets
 
     try:
-        return {name: datasets.load_dataset(address, data.config, split=name) for name in names}
+        return {
+            name: datasets.load_dataset(address, data.config, split=name, streaming=streaming)
+            for name in names
+        }
     except ValueError as error:
         raise DataError(f"{key} {address}: {str(error).splitlines()[0][:200]}") from None
     except (ConnectionError, FileNotFoundError) as error:

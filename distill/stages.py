@@ -18,6 +18,7 @@ from distill import (
     fitting,
     hub,
     live,
+    memory,
     models,
     planning,
     processes,
@@ -44,8 +45,9 @@ def plan_teacher(recipe: Recipe) -> fitting.Plan:
     """Describe a teacher's training run without running it."""
     corpus, model = _untrained_teacher(recipe)
     return fitting.plan(
-        f"teacher {recipe.teacher.architecture}", corpus, model, recipe.teacher.train, ["train"], []
-    )
+        f"teacher {recipe.teacher.architecture}", "teacher", corpus, model, recipe.teacher.train, ["train"],
+        recipe.cache,
+    )  # fmt: skip
 
 
 def _untrained_teacher(recipe: Recipe) -> tuple[Corpus, Classifier]:
@@ -153,7 +155,7 @@ def plan_students(recipe: Recipe, teachers: Sequence[str]) -> fitting.Plan:
     _check_live(recipe, corpus, model, beside)
     trained = ["train", "transfer"] if recipe.student.reads_unlabelled else ["train"]
     return fitting.plan(
-        f"student {recipe.student.architecture}", corpus, model, recipe.student.train, trained, []
+        f"student {recipe.student.architecture}", "distilled", corpus, model, recipe.student.train, trained
     )
 
 
@@ -198,10 +200,12 @@ def train_students(
             recipe.student, "student", corpus.task, recipe.student.train.seed, teacher_folder(teachers)
         )
         _check_live(recipe, corpus, probe, beside)
-        encoded = fitting.encode_splits(probe, corpus, {} if kept is None else kept)
+        found = fitting.encode_splits(probe, corpus, {} if kept is None else kept)
+        encoded = {str(name): part for name, part in found.items()}
+        del found
         fitting.check(probe, recipe.student.train, encoded["train"])
         del probe
-        result += _train_group(job, recipe, corpus, teachers, {str(k): v for k, v in encoded.items()}, beside)
+        result += _train_group(job, recipe, corpus, teachers, encoded, beside)
     if job.trains("baseline") and corpus.task.kind != "span":
         result.append(_baseline(job, recipe, corpus))
     return result
@@ -232,11 +236,14 @@ def _train_group(
     targets: Targets | None = None
     if any(term.needs_logits for term in student.losses) and job.trains("distilled"):
         targets = open_targets(recipe, corpus, teachers, job.logits)
-    if "transfer" in encoded and student.reads_unlabelled:
-        both = concatenate([labelled, encoded["transfer"]])
-    elif "transfer" in encoded:
-        say("transfer: not used, for every term of student.losses needs a label")
     steps = steps_of(student, encoded)
+    transfer = encoded.pop("transfer", None)
+    if transfer is not None and student.reads_unlabelled:
+        both = concatenate([labelled, transfer])
+    elif transfer is not None:
+        say("transfer: not used, for every term of student.losses needs a label")
+    del transfer  # it may be large, and stands in both
+    memory.release_memory()
     every = student.train.evaluate_every or steps_per_epoch(both.draws, student.train.batch_size)
     result = []
     for number in range(job.seeds):

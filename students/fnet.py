@@ -52,6 +52,11 @@ def padding(model: Any, config: Config) -> Padding | None:
     return None if config.engine == "packed" else lambda length: length
 
 
+def keys(model: Any, config: Config, length: int) -> int:
+    """Return 0: tokens are mixed without attention."""
+    return 0
+
+
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from the checkpoint, or from scratch."""
     from transformers import FNetConfig

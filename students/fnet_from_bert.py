@@ -56,6 +56,11 @@ class Config(Student):
         return self.transform == "max_length"
 
 
+def keys(model: Any, config: Config, length: int) -> int:
+    """Return 0: tokens are mixed without attention."""
+    return 0
+
+
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build an FNet, and carry the checkpoint's weights over to it."""
     import torch

@@ -54,6 +54,14 @@ def longest_full(config: Any) -> int:
     return int((5 + 2 * config.num_random_blocks) * config.block_size)
 
 
+def keys(model: Any, config: Config, length: int) -> int:
+    """Return how many keys a token of a window sees: its block, those beside it, global and random ones."""
+    if not grid(model, config, length):
+        return length
+    blocks = 3 + config.global_blocks + 1 + config.random_blocks
+    return min(length, blocks * int(model.config.block_size))
+
+
 def grid(model: Any, config: Config, length: int) -> int:
     """Return how many blocks a document's grid has, 0 where it is read with full attention."""
     settings = model.config

@@ -47,6 +47,12 @@ def positions(config: Any) -> int:
     return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
 
 
+def keys(model: Any, config: Config, length: int) -> int:
+    """Return how many keys a token of a window sees, on an average of the layers."""
+    widths: list[int] = model.config.attention_window
+    return min(length, sum(widths) // len(widths) + 1 + config.global_tokens)
+
+
 def build(config: Config, task: TaskSpec, tokenizer: Any, teacher: Path | None = None) -> Any:
     """Build from a Longformer checkpoint, from a BERT or RoBERTa one made long, or from ``config``."""
     model = _build(config, task, tokenizer)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from distill.batching import collate, micro_batches, share, steps, steps_per_epoch
+from distill.batching import collate, deal, micro_batches, share, steps, steps_per_epoch
 from distill.encoding import Encoded, concatenate
 
 
@@ -166,3 +166,24 @@ def test_splits_put_together_keep_their_documents_and_mark_those_without_labels(
     assert both.labels.tolist() == [0, 1, 0, 0]
     assert both.windows.tolist() == [0, 3, 5, 7, 11, 12, 17]
     assert collate(both, [3]).token_ids.tolist() == second.token_ids[4:].tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_processes_are_dealt_equal_tokens_in_bounded_pieces(world: int) -> None:
+    rng = np.random.default_rng(world)
+    tokens = np.sort(np.concatenate([rng.integers(3, 8, 900), rng.integers(200, 400, 20), [5000]]))[::-1]
+    shares = deal(tokens, 4000, 150, world)
+    pieces = [piece for share in shares for piece in share]
+    found = np.concatenate([np.arange(len(tokens))[piece] for piece in pieces])
+    assert sorted(found.tolist()) == list(range(len(tokens)))
+    for piece in pieces:
+        assert len(tokens[piece]) == 1 or tokens[piece].sum() <= 4000
+        assert len(tokens[piece]) <= 150
+    load = [sum(int(tokens[piece].sum()) for piece in share) for share in shares]
+    assert max(load) <= max(5000, 4 / 3 * tokens.sum() / world), (
+        "cut by rows, the long ones would be one process's"
+    )
+
+
+def test_few_documents_are_shared_out_too() -> None:
+    assert [len(share) for share in deal(np.full(12, 10, np.int32), 1 << 20, 4096, 3)] == [1, 1, 1]

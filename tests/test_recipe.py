@@ -116,7 +116,7 @@ def test_what_is_dumped_reads_back_the_same(value: Any) -> None:
         ("student.losses=[{kind: soft, weight: {start: 1, end: 0, untl: 0.5}}]", "unknown key student.losses.0.weight.untl; did you mean 'until'?"),
         ("teacher.windw=64", "unknown key teacher.windw; did you mean 'window'?"),
         ("student.widht=128", "unknown key student.widht; did you mean 'width'?"),
-        ("cache.shards=2", "unknown key cache.shards (there are: dtype, precision, rows_per_shard, splits, tokens_per_batch)"),
+        ("cache.shards=2", "unknown key cache.shards (there are: dtype, precision, rows_per_shard, splits, tokens_per_batch, tokens_per_shard)"),
         ("teacher.block_size=64", "unknown key teacher.block_size"),
     ],
 )  # fmt: skip

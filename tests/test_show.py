@@ -16,6 +16,6 @@ def test_labels_are_shown_as_they_are_written_and_cannot_paint(monkeypatch: pyte
     stream = io.StringIO()
     monkeypatch.setattr(show, "out", Console(file=stream, width=160, force_terminal=True, color_system=None))
     split = {"rows": 3, "labels": {"\x1b[2Jgood": 2, "[/bad]": 1}, "tokens": {5: 1}, "truncated": 0.0}
-    show.plan(Plan("teacher bert", {"train": split}, Cost(1, 2, 3, 4), ["label '\x9b31m' is rare"]))
+    show.plan(Plan("teacher bert", {"train": split}, Cost(1, 2, 3.0, 4, 5, 6), ["label '\x9b31m' is rare"]))
     assert "\\x1b[2Jgood 2, [/bad] 1" in stream.getvalue()
     assert "label '\\x9b31m' is rare" in stream.getvalue()
