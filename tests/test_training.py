@@ -584,7 +584,7 @@ def test_a_process_without_memory_halves_its_batches(
 
     def one(name: str, tokens: int) -> Fit:
         build = partial(make, **wide)
-        return Fit(tmp_path / name, build, 120, max_steps=2, batch_size=120, tokens_per_batch=tokens)
+        return Fit(tmp_path / name, build, 120, max_steps=1, batch_size=120, tokens_per_batch=tokens)
 
     fit = one("run", 4096)
 
