@@ -219,6 +219,20 @@ def forked(*works: Callable[[], object]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """Mount a disk of so many bytes, as in ``"8m"``; where that may not be done the test is skipped."""
+    place.mkdir()
+    asked = ["/bin/mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+    mounted = subprocess.run(asked, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["/bin/umount", str(place)], check=True)
+
+
 Write = Callable[..., Path]
 
 

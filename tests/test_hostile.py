@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Write, distill, documents, write_csv
+from conftest import TINY, Write, distill, documents, small_disk, write_csv
 from safetensors.numpy import load_file, save_file
 from test_cli import Command
 
@@ -771,14 +771,17 @@ def test_a_home_that_cannot_be_written_is_told_with_the_way_around(recipe_file: 
     assert line.endswith("which cannot be written; set HF_HOME to a folder that can")
 
 
-def test_a_missing_tmp_stops_nothing(recipe_file: Write) -> None:
-    done = distill(
-        "teacher",
-        "--recipe",
-        str(recipe_file()),
-        "--name",
-        "t",
-        TMPDIR="/dev/null/tmp",
-        DISTILL_RUNS=str(recipe_file().parent / "runs"),
-    )
+def works_with(tmp: Path, recipe_file: Write) -> None:
+    asked = ["teacher", "--recipe", str(recipe_file({"teacher.train.max_steps": 1})), "--name", "t"]
+    done = distill(*asked, TMPDIR=str(tmp), DISTILL_RUNS=str(recipe_file().parent / "runs"))
     assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_tmp_stops_nothing(recipe_file: Write) -> None:
+    works_with(Path("/dev/null/tmp"), recipe_file)
+
+
+def test_a_full_tmp_stops_nothing(recipe_file: Write, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "64k") as tmp:
+        (tmp / "ballast").write_bytes(b"x" * shutil.disk_usage(tmp).free)
+        works_with(tmp, recipe_file)

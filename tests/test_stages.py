@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Write, documents, power_cut, write_csv
+from conftest import Write, documents, power_cut, small_disk, write_csv
 
 from distill import (
     caching,
@@ -456,14 +456,7 @@ def test_a_small_disk_that_is_really_full_costs_one_line_and_a_resume(
 ) -> None:
     recipe = recipes.load(str(recipe_file({"teacher.train.evaluate_every": 2, "teacher.train.max_steps": 4})))
     whole = (teach(recipe, "whole").model / "model.safetensors").read_bytes()
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["/bin/mount", "-t", "tmpfs", "-o", "size=8m", "none", str(small)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
-    try:
+    with small_disk(tmp_path / "small", "8m") as small:
         monkeypatch.setenv("DISTILL_RUNS", str(small))
         monkeypatch.setattr(planning, "require_disk", lambda needed: None)
         ballast, real = small / "ballast", checkpoint.save
@@ -482,8 +475,6 @@ def test_a_small_disk_that_is_really_full_costs_one_line_and_a_resume(
         ballast.unlink()
         done = teach(recipes.load(str(folders.find("t").recipe)), resume="t")
         assert (done.model / "model.safetensors").read_bytes() == whole
-    finally:
-        subprocess.run(["/bin/umount", str(small)], check=True)
 
 
 def test_a_folder_that_loses_its_permissions_costs_one_line(
