@@ -120,13 +120,12 @@ def measure(place: Path, count: int, streaming: bool, epochs: float) -> dict[str
     """Cache logits of ``count`` documents, and train a student on them for so many epochs."""
     name = f"r{count}"
     recipe = str(write_recipe(place, name, write_shards(place / name, count), streaming, epochs))
-    found = {
+    return {
         "cache": watched("cache", "--teacher", "teacher", "--recipe", recipe),
         "student": watched(
             "student", "--teacher", "teacher", "--recipe", recipe, "--name", name, "--no-control"
         ),
     }
-    return found
 
 
 def main() -> None:
