@@ -116,6 +116,7 @@ def cache_logits(
     if accelerator.is_main_process:
         seconds = time.monotonic() - began
         passed: dict[str, Any] = {"largest_difference": gate.check_invariance(folder, key, model, everything)}
+        del everything  # it may be large, and so may the index of the cache
         if "validation" in names:
             evaluated = (
                 teacher.run.metrics()["validation"][corpus.task.metric]

@@ -240,10 +240,10 @@ def fill(
             return 0
         # Documents of like length share a shard, and so a batch: little padding. The longest come first, as a
         # lack of memory does then.
-        rows = rows[np.argsort(-data.longest_window[rows], kind="stable")]
+        rows = rows[np.argsort(-data.longest_window[rows], kind="stable")].astype(np.int32)
         most = settings.tokens_per_shard, settings.rows_per_shard
         shares = deal(data.tokens[rows], *most, accelerator.num_processes)
-        mine = [rows[piece] for piece in shares[accelerator.process_index]]
+        mine = [rows[piece] for piece in shares[accelerator.process_index]]  # slices, without a copy
         # Documents would make the first estimates of the time left wrong: the longest come first.
         with track(title, sum(int(data.tokens[piece].sum()) for piece in mine), "tokens") as progress:
             for piece in mine:
