@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -44,6 +45,24 @@ def release_memory() -> None:
     gc.collect(1)  # the youngest: a whole collection takes a second where much is imported
     with contextlib.suppress(OSError, AttributeError):  # another C library: it has no such call
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class Releases:
+    """Freed memory is given back now and then, for a hundredth of the time at most.
+
+    Without it a process takes the more, the more batches of new shapes there have been.
+    """
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + 1.0
+
+    def __call__(self) -> None:
+        """Give it back, if it is time."""
+        began = time.monotonic()
+        if began >= self._next:
+            release_memory()
+            ended = time.monotonic()
+            self._next = ended + max(1.0, 99 * (ended - began))
 
 
 def out_of_memory(error: BaseException) -> OutOfMemory | None:

@@ -46,8 +46,6 @@ Evaluate = Callable[[Any], dict[str, float]]
 """Validation figures by name."""
 ONE_WISH = 1.0
 """Seconds within which a second SIGTERM repeats the first."""
-SECONDS_BETWEEN_RELEASES = 1.0
-"""Of freed memory, which takes some 20 ms. Without it an epoch of short documents takes the more, the longer it is."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ def train(
     if state.tokens_per_batch:
         settings = settings.model_copy(update={"tokens_per_batch": state.tokens_per_batch})
     began = time.monotonic() - state.seconds
-    released = time.monotonic()
+    tidy = memory.Releases()
 
     def save() -> Path:
         state.seconds = time.monotonic() - began
@@ -260,9 +258,7 @@ def train(
                 )
                 folder.log(state.step + 1, {"train/tokens_per_batch": settings.tokens_per_batch})
             state.step += 1
-            if time.monotonic() - released > SECONDS_BETWEEN_RELEASES:
-                release_memory()
-                released = time.monotonic()
+            tidy()
             state.tokens += int(lengths[documents].sum())
             progress.advance(1, f"loss {losses['loss']:.3f}" if losses else "left out")
             asked = _any_rank(stop.asked, accelerator)
