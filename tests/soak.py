@@ -112,12 +112,22 @@ def _wait(ranks: Sequence[BaseProcess]) -> list[int | None]:
     return [rank.exitcode for rank in ranks]
 
 
+def _finished(kind: str, runs: Path) -> bool:
+    """Say whether a killed command had nothing left to do but to tell MLflow: there is no going on with it."""
+    about = runs / "x" / "run.json"
+    return kind in ("teacher", "pretrain") and about.is_file() and _status(about) == "finished"
+
+
+def _status(about: Path) -> str:
+    return str(json.loads(about.read_text())["status"])
+
+
 def digest(kind: str, runs: Path) -> str:
     """Hash what a command has made: weights, or cached logits by row id."""
     whole = hashlib.sha256()
     if kind != "cache":
         for name in RUNS[kind]:
-            assert json.loads((runs / name / "run.json").read_text())["status"] == "finished"
+            assert _status(runs / name / "run.json") == "finished"
             whole.update((runs / name / "model" / "model.safetensors").read_bytes())
         return whole.hexdigest()
     (manifest,) = runs.glob("_logits/*/manifest.json")
@@ -141,7 +151,8 @@ class Tally:
         """Go on with a killed run and compare."""
         self.kills += 1
         try:
-            bench.finish(ranks, bench.command(kind, runs, *more), runs)
+            if not _finished(kind, runs):
+                bench.finish(ranks, bench.command(kind, runs, *more), runs)
             self.resumed += 1
             found = digest(kind, runs)
         except (RuntimeError, AssertionError, OSError, ValueError) as error:
