@@ -10,13 +10,17 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 from types import FrameType
+from typing import Any
 
 from distill import processes
 from distill.errors import Interrupted, UsageError
 from distill.progress import say
+
+LOOPBACK = "127.0.0.1"
 
 
 def launch(wished: int | None, *, sharded: bool = False) -> None:
@@ -88,6 +92,15 @@ def _refuse_lone_process() -> None:
         )
 
 
+def meeting_place() -> Any:
+    """Serve torch's store, in which the processes find each other, to this machine alone: by itself it serves all."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    server = socket.create_server((LOOPBACK, 0))
+    port = server.getsockname()[1]
+    return TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
+
+
 def run(count: int, command: list[str]) -> int:
     """Run a command of this interpreter in several processes, until all have ended.
 
@@ -101,17 +114,16 @@ def run(count: int, command: list[str]) -> int:
     Returns:
         The exit code of a process that failed by itself; 75 where they were stopped, or killed; 0 where all went well.
     """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
     if "--debug" not in command:
         logging.disable(logging.CRITICAL)  # torchrun's own view of what the processes tell themselves
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    store = meeting_place()
     shared = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "localhost",
+        "MASTER_ADDR": LOOPBACK,
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # this one, which does not go with the first process
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count))),

@@ -211,3 +211,9 @@ def test_a_job_that_is_stopped_or_loses_a_process_says_so_once_and_goes_on(
     assert told.count("distill: ") == told.count("distill: another process of this job died") == 1
     assert folder.read().status == "interrupted"
     assert "Traceback" not in told
+
+
+def test_the_processes_of_a_machine_find_each_other_by_way_of_that_machine_alone() -> None:
+    store = launching.meeting_place()
+    heard = psutil.Process().net_connections("tcp")
+    assert {one.laddr.ip for one in heard if one.laddr.port == store.port} == {"127.0.0.1"}
