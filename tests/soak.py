@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -29,7 +31,8 @@ import numpy as np
 from forked import job
 from safetensors.numpy import load_file
 
-KINDS = ("teacher", "student", "cache", "pretrain")
+KINDS = ("teacher", "pretrain", "student", "cache")
+"""The longest first."""
 TRAIN = {"epochs": 2.0, "evaluate_every": 4, "tokens_per_batch": 256}
 CHANGES = {
     **{f"{section}.train.{key}": value for section in ("teacher", "student") for key, value in TRAIN.items()},
@@ -53,7 +56,7 @@ class Bench:
     def __init__(self, root: Path) -> None:
         tokenizer = conftest.write_tokenizer(root / "tokenizer")
         self.recipe = conftest.write_recipe(root / "recipe.yaml", tokenizer, CHANGES)
-        self.root, self.log = root, root / "output.txt"
+        self.root = root
         self.begun: dict[str, Path] = {}
         """By kind: the runs folder in which its command begins."""
 
@@ -70,7 +73,7 @@ class Bench:
     def start(
         self, ranks: int, arguments: Sequence[str], runs: Path, **environment: str
     ) -> list[BaseProcess]:
-        return job(ranks, *arguments, output=self.log, DISTILL_RUNS=str(runs), **environment)
+        return job(ranks, *arguments, output=_log(runs), DISTILL_RUNS=str(runs), **environment)
 
     def finish(self, ranks: int, arguments: Sequence[str], runs: Path) -> None:
         """Run a command to its end.
@@ -78,9 +81,9 @@ class Bench:
         Raises:
             RuntimeError: it failed; what it said is told.
         """
-        self.log.unlink(missing_ok=True)
+        _log(runs).unlink(missing_ok=True)
         if codes := [code for code in _wait(self.start(ranks, arguments, runs)) if code]:
-            raise RuntimeError(f"distill {' '.join(arguments)}: {codes}\n{self.log.read_text()}")
+            raise RuntimeError(f"distill {' '.join(arguments)}: {codes}\n{_log(runs).read_text()}")
 
     def prepare(self) -> None:
         """Make the teacher and the logits that other kinds begin with."""
@@ -95,9 +98,13 @@ class Bench:
 
     def fresh(self, kind: str) -> Path:
         """Make a runs folder in which a kind's command can begin."""
-        runs = self.root / "runs"
+        runs = self.root / f"runs-{kind}"
         shutil.rmtree(runs, ignore_errors=True)
         return shutil.copytree(self.begun[kind], runs)
+
+
+def _log(runs: Path) -> Path:
+    return runs.with_suffix(".txt")
 
 
 def _store(file: Path) -> None:
@@ -140,10 +147,13 @@ def digest(kind: str, runs: Path) -> str:
     return whole.hexdigest()
 
 
+@dataclass
 class Tally:
     """What has been tried, and what came of it."""
 
-    kills = resumed = equal = 0
+    kills: int = 0
+    resumed: int = 0
+    equal: int = 0
 
     def count(
         self, bench: Bench, kind: str, ranks: int, runs: Path, expected: str, where: str, *more: str
@@ -196,6 +206,18 @@ def at_writes(bench: Bench, kind: str, tally: Tally) -> None:
     print(f"{kind}: killed at each of its {write - 1} writes", flush=True)
 
 
+def soak(bench: Bench, kind: str, asked: argparse.Namespace) -> Tally:
+    """Kill a kind's command as often as was asked for."""
+    rng, tally = random.Random(f"{kind} {asked.seed}"), Tally()
+    for ranks in (1, 2):
+        share = asked.kills - asked.kills // 2 if ranks == 1 else asked.kills // 2
+        if share:
+            at_instants(bench, kind, ranks, share, rng, tally)
+    if kind != "student" and not asked.no_writes:  # whose writes are a teacher's
+        at_writes(bench, kind, tally)
+    return tally
+
+
 def main() -> int:
     """Run it all."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -203,19 +225,15 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0, help="of the instants")
     options.add_argument("--no-writes", action="store_true", help="leave the kills at each write out")
     asked = options.parse_args()
-    rng, tally, began = random.Random(asked.seed), Tally(), time.monotonic()
+    began = time.monotonic()
     # Killed children leave semaphores behind, which is no news.
     os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     with tempfile.TemporaryDirectory(prefix="distill-soak-") as root:
         bench = Bench(Path(root))
         bench.prepare()
-        for kind in KINDS:
-            for ranks in (1, 2):
-                share = asked.kills - asked.kills // 2 if ranks == 1 else asked.kills // 2
-                if share:
-                    at_instants(bench, kind, ranks, share, rng, tally)
-            if kind != "student" and not asked.no_writes:  # whose writes are a teacher's
-                at_writes(bench, kind, tally)
+        with ThreadPoolExecutor(2) as lanes:  # most of a command's time is one core's
+            done = list(lanes.map(lambda kind: soak(bench, kind, asked), KINDS))
+    tally = Tally(*(sum(getattr(one, name) for one in done) for name in ("kills", "resumed", "equal")))
     print(f"{tally.kills} kills, {tally.resumed} resumed, {tally.equal} bit-equal")
     print(f"in {time.monotonic() - began:.0f} s, seed {asked.seed}")
     return 0 if tally.kills == tally.equal else 1
