@@ -343,6 +343,8 @@ def sync(folder: RunFolder, *, patient: bool = False) -> bool:
     where = uri()
     if time.monotonic() < _silent_until.get(where, 0):
         return False
+    patient = patient or folder.read().status == "finished"
+    limit = _HOLDS_UP_AT_THE_END if patient else _HOLDS_UP
     outcome: list[Exception | None] = []
 
     def send() -> None:
@@ -355,8 +357,6 @@ def sync(folder: RunFolder, *, patient: bool = False) -> bool:
         except Exception as error:
             outcome.append(error)
 
-    patient = patient or folder.read().status == "finished"
-    limit = _HOLDS_UP_AT_THE_END if patient else _HOLDS_UP
     # A database driver may wait for ever; a daemon thread is one that the process does not wait for when it ends.
     worker = threading.Thread(target=send, daemon=True)
     worker.start()

@@ -22,7 +22,7 @@ import torch
 from conftest import TINY, documents, forked, power_cut
 from torch import Tensor
 
-from distill import catalog, checkpoint, files, inference, models, processes, progress, training
+from distill import catalog, checkpoint, files, inference, memory, models, processes, progress, training
 from distill.batching import collate, micro_batches
 from distill.encoding import Encoded, concatenate, encode_texts
 from distill.errors import DataError, Diverged, Interrupted, OutOfMemory
@@ -874,3 +874,22 @@ def test_a_checkpoint_holds_no_pickle(stopped: Fit) -> None:
     state = json.loads(max(stopped.folder.checkpoints.glob("*/state.json")).read_text())
     assert state["step"] == 4
     assert state["best_step"] == 3
+
+
+def test_freed_memory_is_given_back_for_a_hundredth_of_the_time_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, released = 0.0, list[float]()
+
+    def release() -> None:
+        nonlocal now
+        released.append(now)
+        now += 0.05
+
+    monkeypatch.setattr(memory, "release_memory", release)
+    monkeypatch.setattr("distill.memory.time.monotonic", lambda: now)
+    tidy = memory.Releases()
+    while now < 100:
+        tidy()
+        now += 0.1
+    assert 15 < len(released) <= 20
